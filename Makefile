@@ -1,0 +1,53 @@
+# `make demo` and `make test` need nothing but Python 3.11+ and make: they set up .venv themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.procreward-installed
+EXTRAS := robosuite,metaworld,report,dev
+
+# One thread a process: the simulators and torch fight over cores otherwise (5-10x slower).
+export OMP_NUM_THREADS ?= 1
+export MUJOCO_GL ?= egl
+# Nothing here may reach for weights on a hub.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo demo-short test lint types format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) scripts/check_system.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $(STAMP)
+
+setup: $(STAMP) ## Create .venv with pinned dependencies
+
+demo: $(STAMP) ## Lift with the nano model: table, videos and curves under runs/demo
+	$(BIN)/python -m procreward demo
+
+demo-short: $(STAMP) ## The demo in about a minute: one rollout a policy
+	$(BIN)/python -m procreward demo --episodes 1 --out runs/demo-short
+
+test: $(STAMP) ## Run all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP) ## ruff, format check and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy procreward envs
+
+format: $(STAMP) ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Every figure the README prints
+	$(BIN)/python benchmarks/wrapper_overhead.py --out benchmarks/results/wrapper_overhead.json
+	$(BIN)/python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json
+
+clean: ## Remove what the commands above made
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
