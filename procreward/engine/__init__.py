@@ -1,0 +1,1 @@
+"""Inference engines for Qwen-VL reward models: loading, preprocessing, prompts, generation."""

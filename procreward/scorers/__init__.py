@@ -1,0 +1,1 @@
+"""Reward models: each module holds one, with its prompt and parser."""
