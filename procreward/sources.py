@@ -1,0 +1,307 @@
+"""Where frames come from: an observation, ``render()``, or a camera on demand.
+
+* :class:`FrameSource` - the protocol.
+* :class:`ObservationSource` - a picture that is in the observation anyway: free, and the only
+  one that is surely of this step wherever the environment sits.
+* :class:`RenderSource` - ``env.render()``.
+* :class:`CameraSource` - ``env.render_camera(name, width, height)``, as procreward's own
+  environments have it: any camera, any size, and only when a frame is needed.
+* :func:`resolve_sources` - from what a user wrote to sources, checked.
+
+Sources hold names and numbers only, never an environment, so they can be copied and pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from procreward.errors import ConfigError, FrameError, UnknownNameError, UnsupportedEnvError
+from procreward.frames import layout_defect
+from procreward.types import Frame
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+__all__ = [
+    "CameraSource",
+    "FrameSource",
+    "ObservationSource",
+    "RenderSource",
+    "resolve_sources",
+]
+
+DEFAULT_CAMERA_SIZE = (128, 128)
+"""Width and height in pixels of a camera frame when nothing else is asked for."""
+
+
+@runtime_checkable
+class FrameSource(Protocol):
+    """Takes the frame of one view at the environment's current step."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that the source gives: one."""
+        ...
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether taking a frame costs a rendering, so that it pays to ask for few."""
+        ...
+
+    def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
+        """Return the current frame, ``(height, width, 3) uint8``, not copied and not checked.
+
+        Args:
+            env: The environment, on the thread that made it.
+            obs: What its ``reset`` or ``step`` just returned.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationSource:
+    """Takes the frame from the observation.
+
+    Attributes:
+        key: Key of a dictionary observation, with ``/`` between the keys of nested ones, or
+            ``"obs"`` when the observation itself is the picture.
+    """
+
+    key: str
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The key."""
+        return (self.key,)
+
+    @property
+    def on_demand(self) -> bool:
+        """False: the picture is there already."""
+        return False
+
+    def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
+        """Return the picture at the key.
+
+        Raises:
+            UnknownNameError: If the observation has no such key.
+        """
+        if not isinstance(obs, Mapping):
+            if self.key == "obs":
+                return cast(Frame, obs)
+            raise UnknownNameError("observation key", self.key, ["obs"])
+        found: Any = obs
+        for part in (self.key,) if self.key in obs else tuple(self.key.split("/")):
+            if not isinstance(found, Mapping) or part not in found:
+                raise UnknownNameError("observation key", self.key, (str(key) for key in obs))
+            found = found[part]
+        return cast(Frame, found)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderSource:
+    """Takes the frame from ``env.render()``, in render mode ``"rgb_array"``."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """``("render",)``."""
+        return ("render",)
+
+    @property
+    def on_demand(self) -> bool:
+        """True."""
+        return True
+
+    def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
+        """Return what ``env.render()`` returns.
+
+        Raises:
+            FrameError: If it returns None.
+        """
+        picture = env.render()
+        if picture is None:
+            raise FrameError(
+                "`env.render()` must return a (height, width, 3) uint8 picture, got None; make "
+                'the environment with render_mode="rgb_array".'
+            )
+        return cast(Frame, picture)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSource:
+    """Renders one of the environment's cameras, whatever its render mode is.
+
+    Attributes:
+        name: One of the environment's ``camera_names``.
+        width: Pixels.
+        height: Pixels.
+    """
+
+    name: str
+    width: int = DEFAULT_CAMERA_SIZE[0]
+    height: int = DEFAULT_CAMERA_SIZE[1]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The camera's name."""
+        return (self.name,)
+
+    @property
+    def on_demand(self) -> bool:
+        """True."""
+        return True
+
+    def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
+        """Return a fresh rendering of the camera."""
+        render_camera = env.get_wrapper_attr("render_camera")
+        return cast(Frame, render_camera(self.name, self.width, self.height))
+
+
+def resolve_sources(
+    env: gym.Env[Any, Any],
+    views: Sequence[str] | None = None,
+    frame_size: tuple[int, int] | None = None,
+) -> dict[str, FrameSource]:
+    """Find out where the frames of each view come from.
+
+    Args:
+        env: The environment that will be asked for frames.
+        views: What to look at, in this order. ``"obs:KEY"`` is an entry of the observation
+            (``"obs:obs"`` or ``"obs"`` the observation itself), ``"camera:NAME"`` one of the
+            environment's cameras, ``"render"`` its ``render()``, and a bare name the entry of the
+            observation of that name or else the camera. None takes the environment's
+            ``default_views``, or else the observation if it is a picture, or else ``"render"``.
+        frame_size: Width and height in pixels at which cameras are rendered; 128 x 128 when None.
+            Observations and ``render()`` come as they are.
+
+    Returns:
+        Name of the view (without ``obs:`` or ``camera:``) to its source, in the order asked for.
+
+    Raises:
+        UnknownNameError: If there is no such key or camera; the message names those there are.
+        UnsupportedEnvError: If the environment cannot render as asked.
+        FrameError: If an entry of the observation is not laid out as a picture.
+        ConfigError: If ``views`` is empty or names a view twice, or ``frame_size`` is not positive.
+    """
+    if isinstance(views, str):
+        views = (views,)
+    if frame_size is not None and min(frame_size) < 1:
+        raise ConfigError(f"`frame_size` must be at least 1 pixel each way, got {frame_size}.")
+    offer = _Offer(env, frame_size or DEFAULT_CAMERA_SIZE)
+    sources: dict[str, FrameSource] = {}
+    for spec in offer.default_views() if views is None else views:
+        source = offer.source(spec)
+        (view,) = source.views
+        if view in sources:
+            raise ConfigError(f"`views` must name each view once, got {view!r} twice.")
+        sources[view] = source
+    if not sources:
+        raise ConfigError("`views` must name at least one view, got none.")
+    return sources
+
+
+class _Offer:
+    """What an environment can show."""
+
+    def __init__(self, env: gym.Env[Any, Any], camera_size: tuple[int, int]):
+        self.env = env
+        self.camera_size = camera_size
+        self.spaces = _leaf_spaces(env.observation_space)
+        self.pictures = [key for key, space in self.spaces.items() if not _space_defect(space)]
+        self.cameras = self._cameras()
+
+    def _cameras(self) -> tuple[str, ...]:
+        if not self.env.has_wrapper_attr("render_camera"):
+            return ()
+        if not self.env.has_wrapper_attr("camera_names"):
+            return ()
+        return tuple(self.env.get_wrapper_attr("camera_names"))
+
+    def default_views(self) -> Sequence[str]:
+        if self.env.has_wrapper_attr("default_views"):
+            return cast(Sequence[str], self.env.get_wrapper_attr("default_views"))
+        if self.pictures == ["obs"]:
+            return ("obs",)
+        if self.env.render_mode == "rgb_array":
+            return ("render",)
+        raise UnsupportedEnvError(
+            f"{self.env} shows no picture by itself; name `views` (known: "
+            f'{", ".join(self._known()) or "none"}) or make it with render_mode="rgb_array".'
+        )
+
+    def source(self, spec: str) -> FrameSource:
+        kind, colon, name = spec.partition(":")
+        if colon and kind == "obs":
+            return self._observation(name)
+        if colon and kind == "camera":
+            return self._camera(name)
+        if spec == "render":
+            return self._render()
+        if spec in self.spaces:
+            return self._observation(spec)
+        if spec in self.cameras:
+            return self._camera(spec)
+        raise UnknownNameError("view", spec, self._known())
+
+    def _known(self) -> list[str]:
+        render = ["render"] if self.env.render_mode == "rgb_array" else []
+        return [*self.pictures, *self.cameras, *render]
+
+    def _observation(self, key: str) -> FrameSource:
+        if key not in self.spaces:
+            raise UnknownNameError("observation key", key, self.pictures)
+        defect = _space_defect(self.spaces[key])
+        if defect:
+            raise FrameError(
+                f"`observation {key!r}` must be a (height, width, 3) uint8 RGB picture, got "
+                f"{defect}"
+            )
+        return ObservationSource(key)
+
+    def _camera(self, name: str) -> FrameSource:
+        if not self.env.has_wrapper_attr("render_camera"):
+            raise UnsupportedEnvError(
+                f"`camera:{name}` needs an environment with render_camera(name, width, height), "
+                f'got {self.env}; use "render" or an observation key.'
+            )
+        if name not in self.cameras:
+            raise UnknownNameError("camera", name, self.cameras)
+        return CameraSource(name, *self.camera_size)
+
+    def _render(self) -> FrameSource:
+        mode = self.env.render_mode
+        if mode == "rgb_array":
+            return RenderSource()
+        why = ""
+        if mode is not None and mode.endswith("_list"):
+            why = " (a list mode hands out each frame once: frames would be stolen from others)"
+        raise UnsupportedEnvError(
+            f'view "render" needs render_mode="rgb_array", got {mode!r}{why}; pass it when making '
+            "the environment."
+        )
+
+
+def _leaf_spaces(space: object, prefix: str = "") -> dict[str, object]:
+    """Key (nested ones joined by ``/``) to space; ``"obs"`` when it is no dictionary."""
+    nested = getattr(space, "spaces", None)
+    if not isinstance(nested, Mapping):
+        return {prefix or "obs": space}
+    leaves: dict[str, object] = {}
+    for key, inner in nested.items():
+        leaves |= _leaf_spaces(inner, f"{prefix}/{key}" if prefix else str(key))
+    return leaves
+
+
+def _space_defect(space: object) -> str:
+    """Say why observations of the space are no pictures, or return ``""``."""
+    shape, dtype = getattr(space, "shape", None), getattr(space, "dtype", None)
+    if shape is None or dtype is None or not np.issubdtype(dtype, np.number):
+        return f"{type(space).__name__}."
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    bounds = None
+    if isinstance(low, np.ndarray) and isinstance(high, np.ndarray) and low.size:
+        bounds = (float(low.min()), float(high.max()))
+    return layout_defect(tuple(shape), np.dtype(dtype), bounds)
