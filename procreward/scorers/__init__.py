@@ -1,1 +1,51 @@
-"""Reward models: each module holds one, with its prompt and parser."""
+"""The reward models, one module each, and the check of a query that they share.
+
+Import a scorer from its own module (:mod:`procreward.scorers.constant`, ...), or name it and let
+:mod:`procreward.registry` build it: this package itself imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from procreward.errors import FrameError, InstructionError, UnknownNameError
+from procreward.types import Query
+
+__all__ = ["check_options", "check_query"]
+
+
+def check_query(query: Query) -> None:
+    """Refuse a query that no scorer can answer.
+
+    Raises:
+        InstructionError: If the instruction is empty.
+        FrameError: If there is no view, or a clip is not ``(num_frames, height, width, 3) uint8``
+            with one frame per entry of ``frame_steps``.
+    """
+    if not query.instruction.strip():
+        raise InstructionError("`Query.instruction` must be a sentence, got an empty one.")
+    if not query.frames:
+        raise FrameError("`Query.frames` must hold at least one view, got none.")
+    for view, clip in query.frames.items():
+        if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8:
+            kind = getattr(clip, "dtype", type(clip).__name__)
+            raise FrameError(f"The clip of view {view!r} must be a uint8 array, got {kind}.")
+        expected = len(query.frame_steps)
+        if clip.ndim != 4 or clip.shape[3] != 3 or clip.shape[0] != expected or expected == 0:
+            raise FrameError(
+                f"The clip of view {view!r} must be (num_frames, height, width, 3) with one frame "
+                f"per entry of `frame_steps` ({expected}), got {clip.shape}."
+            )
+
+
+def check_options(scorer: str, options: Mapping[str, object], known: Sequence[str]) -> None:
+    """Refuse options that a scorer does not have.
+
+    Raises:
+        UnknownNameError: Naming the known ones, with the closest.
+    """
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(f"option of scorer {scorer!r}:", name, known)
