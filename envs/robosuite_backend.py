@@ -1,0 +1,230 @@
+"""Everything that touches robosuite's import and its OpenGL context, in one place.
+
+robosuite and MuJoCo are imported by :func:`load_robosuite` only, after their versions and the
+OpenGL backend were settled.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from procreward.errors import FrameError, MissingDependencyError, UnknownNameError
+
+__all__ = ["FreeCamera", "SimRenderer", "load_robosuite"]
+
+_INSTALL = 'pip install "procreward[robosuite]"'
+_NO_GL = (
+    "No OpenGL context could be made with MUJOCO_GL={backend!r} ({error}). Install the software "
+    "renderer, on Debian or Ubuntu `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` for "
+    "MUJOCO_GL=egl, or `apt-get install libosmesa6` for MUJOCO_GL=osmesa."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeCamera:
+    """A camera of our own: a point it looks at and where it stands around that point.
+
+    Attributes:
+        lookat: The point in the middle of the picture, metres, world frame.
+        distance: From that point to the camera, metres.
+        azimuth: Direction of view around the vertical axis, degrees.
+        elevation: Direction of view over the horizon, degrees; negative looks down.
+        fovy: Vertical field of view, degrees.
+    """
+
+    lookat: tuple[float, float, float]
+    distance: float
+    azimuth: float
+    elevation: float
+    fovy: float = 45.0
+
+
+def _drop_below_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _check_versions() -> None:
+    try:
+        importlib.metadata.version("robosuite")
+        mujoco = importlib.metadata.version("mujoco")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(
+            f"This environment needs the package {error.name!r}. Install it with: {_INSTALL}"
+        ) from error
+    major, minor = (int(part) for part in mujoco.split(".")[:2])
+    if not (3, 3) <= (major, minor) < (3, 10):
+        raise MissingDependencyError(
+            f"robosuite 1.5 works with mujoco>=3.3,<3.10, got mujoco {mujoco}. "
+            f"Install a working set with: {_INSTALL}"
+        )
+
+
+def _choose_gl() -> str:
+    if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
+        os.environ["MUJOCO_GL"] = "egl"
+    return os.environ.get("MUJOCO_GL", "")
+
+
+def load_robosuite() -> Any:
+    """Import robosuite with its console notes silenced and return the module.
+
+    Raises:
+        MissingDependencyError: If robosuite or MuJoCo is missing, MuJoCo's version does not work
+            with robosuite, or the OpenGL library that ``MUJOCO_GL`` names is not installed.
+    """
+    _check_versions()
+    backend = _choose_gl()
+    # robosuite notes optional parts and its config file on the console at every start.
+    notes = logging.getLogger("robosuite_logs")
+    if _drop_below_error not in notes.filters:
+        notes.addFilter(_drop_below_error)
+    try:
+        import mujoco  # noqa: F401
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        raise MissingDependencyError(_NO_GL.format(backend=backend, error=error)) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import robosuite
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"robosuite could not be imported ({error}). Install it with: {_INSTALL}"
+        ) from error
+    return robosuite
+
+
+class SimRenderer:
+    """Renders a robosuite simulation on demand, upright, on one thread.
+
+    The OpenGL context is made at the first frame, so that an environment that is never rendered
+    needs neither a GL library nor the context's memory.
+
+    Args:
+        sim: robosuite's ``MjSim``.
+        cheap: Switch off multisampling, shadows and reflections (a third of the time, nearly the
+            same picture).
+    """
+
+    def __init__(self, sim: Any, *, cheap: bool) -> None:
+        self._sim = sim
+        self._cheap = cheap
+        self._context: Any = None
+        self._thread = 0
+
+    def _make_context(self) -> Any:
+        import mujoco
+        from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+        class Context(MjRenderContextOffscreen):  # type: ignore[misc]
+            def __del__(self) -> None:
+                # The parent's fails noisily when its constructor did not get far.
+                if hasattr(self, "con"):
+                    super().__del__()
+
+        if self._cheap:
+            self._sim.model.vis.quality.offsamples = 0
+        try:
+            context = Context(self._sim, device_id=-1)
+        except Exception as error:
+            backend = os.environ.get("MUJOCO_GL", "")
+            raise MissingDependencyError(_NO_GL.format(backend=backend, error=error)) from error
+        context.vopt.geomgroup[0] = 0  # collision shapes
+        context.vopt.geomgroup[1] = 1  # what is meant to be seen
+        if self._cheap:
+            context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._thread = threading.get_ident()
+        return context
+
+    def render(self, camera: str | FreeCamera, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Render one frame.
+
+        Args:
+            camera: Name of a camera of the model, or a camera of our own.
+            width: Columns of the frame.
+            height: Rows of the frame.
+
+        Returns:
+            Upright RGB, ``(height, width, 3) uint8``, contiguous.
+
+        Raises:
+            FrameError: If called on another thread than the first frame (OpenGL would answer with
+                a black picture), or if the picture is black all the same.
+            MissingDependencyError: If no OpenGL context can be made.
+        """
+        import mujoco
+
+        if self._context is None:
+            self._context = self._make_context()
+        if threading.get_ident() != self._thread:
+            raise FrameError(
+                "A frame was asked for on another thread than the environment's first frame; "
+                "OpenGL would return a black picture. Render on one thread and hand the frames "
+                "over instead."
+            )
+        context = self._context
+        context.gl_ctx.make_current()
+        camera_id = None
+        if isinstance(camera, str):
+            camera_id = self._sim.model.camera_name2id(camera)
+        else:
+            context.cam.type = mujoco.mjtCamera.mjCAMERA_FREE
+            context.cam.lookat[:] = camera.lookat
+            context.cam.distance = camera.distance
+            context.cam.azimuth = camera.azimuth
+            context.cam.elevation = camera.elevation
+            self._sim.model.vis.global_.fovy = camera.fovy
+        context.render(width=width, height=height, camera_id=camera_id)
+        frame = np.ascontiguousarray(context.read_pixels(width, height)[::-1])
+        if not frame.any():
+            raise FrameError(
+                f"The simulator returned a black frame for camera {camera!r}. Check that rendering "
+                "happens on one thread and that the OpenGL driver works."
+            )
+        return frame
+
+    def project(
+        self, camera: str, points: npt.NDArray[np.float64], width: int, height: int
+    ) -> npt.NDArray[np.float64]:
+        """Project world points into the picture of one of the model's cameras.
+
+        Args:
+            camera: Name of a camera of the model.
+            points: ``(num_points, 3) float64``, metres, world frame.
+            width: Columns of the frame.
+            height: Rows of the frame.
+
+        Returns:
+            Column and row of each point, ``(num_points, 2) float64``, in pixels; outside
+            ``[0, width) x [0, height)`` when not in the picture.
+        """
+        camera_id = self._sim.model.camera_name2id(camera)
+        data, model = self._sim.data, self._sim.model
+        rotation = np.array(data.cam_xmat[camera_id]).reshape(3, 3)
+        local = (np.asarray(points, dtype=np.float64) - data.cam_xpos[camera_id]) @ rotation
+        focal = 0.5 * height / np.tan(np.deg2rad(model.cam_fovy[camera_id]) / 2)
+        depth = np.maximum(-local[:, 2], 1e-6)
+        columns = 0.5 * width + focal * local[:, 0] / depth
+        rows = 0.5 * height - focal * local[:, 1] / depth
+        return np.stack([columns, rows], axis=1)
+
+    def close(self) -> None:
+        """Free the OpenGL context; a later frame makes a new one."""
+        context, self._context = self._context, None
+        if context is not None:
+            self._sim._render_context_offscreen = None
+
+
+def check_camera(name: str, known: tuple[str, ...]) -> None:
+    """Raise :class:`UnknownNameError` unless ``name`` is one of ``known``."""
+    if name not in known:
+        raise UnknownNameError("camera", name, known)
