@@ -1,0 +1,1 @@
+"""What an episode looks like afterwards: records, tables, curves and videos."""

@@ -1,0 +1,207 @@
+"""A video of an episode with the progress curve, the model's words and the reward drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from procreward.errors import ConfigError, MissingDependencyError
+from procreward.report.chart import (
+    BAD,
+    DECLARED,
+    FAINT,
+    GOOD,
+    INK,
+    PAPER,
+    READING,
+    Colour,
+    draw_chart,
+    font,
+)
+from procreward.report.records import EpisodeRecord, StepTrace, atomic_path
+from procreward.types import Frame
+
+__all__ = ["draw_overlay", "write_overlay_video"]
+
+_WIDTH, _HEIGHT = 832, 480  # even, as yuv420p needs
+_FRAME = 384  # side of the square the camera picture is fitted into
+_MARGIN, _HEADER = 16, 48
+_PANEL = _FRAME + 2 * _MARGIN  # left edge of the right-hand column
+_CHART = (_WIDTH - _PANEL - 8, 268)
+_HOLD_S = 1.5  # the last picture stays, or a player jumps away from the result
+
+
+def write_overlay_video(
+    record: EpisodeRecord,
+    frames: Sequence[Frame],
+    path: Path,
+    *,
+    frame_steps: Sequence[int] | None = None,
+    fps: float = 10.0,
+) -> None:
+    """Write the episode as an H.264 ``.mp4`` of 832 x 480 pixels, atomically.
+
+    Args:
+        record: The episode the frames belong to.
+        frames: Camera pictures, each ``(height, width, 3) uint8``, oldest first; any size.
+        path: The video; replaced if it exists.
+        frame_steps: Environment step of each frame; default: frame ``i`` is step ``i``.
+        fps: Frames per second of the video; below real time, so that the text can be read.
+
+    Raises:
+        ConfigError: If there is no frame, or the steps do not match frames and trace.
+        MissingDependencyError: If imageio's ffmpeg is not installed.
+    """
+    steps = range(len(frames)) if frame_steps is None else frame_steps
+    if not frames or len(steps) != len(frames) or max(steps) >= len(record.trace):
+        raise ConfigError(
+            f"`frames` must hold at least one frame, each with a step below {len(record.trace)}, "
+            f"got {len(frames)} frames and {len(steps)} steps."
+        )
+    try:
+        import imageio_ffmpeg  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
+        ) from error
+
+    with atomic_path(path) as staged:
+        # Without macro_block_size=1 every picture is resized to multiples of 16.
+        sink = imageio_ffmpeg.write_frames(
+            str(staged), (_WIDTH, _HEIGHT), fps=fps, codec="libx264", quality=7, macro_block_size=1
+        )
+        sink.send(None)
+        try:
+            for picture in _pictures(record, frames, steps, fps):
+                sink.send(np.ascontiguousarray(picture))
+        finally:
+            sink.close()
+
+
+def _pictures(
+    record: EpisodeRecord, frames: Sequence[Frame], steps: Sequence[int], fps: float
+) -> Iterator[Frame]:
+    """Yield every picture of the video, the last one held."""
+    picture = None
+    for frame, step in zip(frames, steps, strict=True):
+        picture = draw_overlay(record, frame, step)
+        yield picture
+    if picture is not None:
+        for _ in range(round(_HOLD_S * fps)):
+            yield picture
+
+
+def draw_overlay(record: EpisodeRecord, frame: Frame, step: int) -> Frame:
+    """Compose one picture of the video.
+
+    Args:
+        record: The episode.
+        frame: Camera picture at ``step``, ``(height, width, 3) uint8``.
+        step: Index into ``record.trace``; nothing later than it is shown.
+
+    Returns:
+        The picture, ``(480, 832, 3) uint8``.
+    """
+    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    seen = record.trace[: step + 1]
+    _draw_header(draw, record, seen)
+    _paste_frame(canvas, frame)
+    instruction = _clip(f"“{record.instruction}”", 15, _FRAME, draw)
+    draw.text((_MARGIN, _HEADER + _FRAME + 12), instruction, fill=INK, font=font(15))
+    canvas.paste(draw_chart(record.trace, step, _CHART), (_PANEL, _HEADER - 6))
+    _draw_figures(draw, seen)
+    _draw_answer(draw, seen)
+    return np.asarray(canvas, dtype=np.uint8)
+
+
+def _draw_header(
+    draw: ImageDraw.ImageDraw, record: EpisodeRecord, seen: Sequence[StepTrace]
+) -> None:
+    task = record.env_id.rsplit("/", maxsplit=1)[-1]
+    title = f"{task}   {record.policy} {record.episode}   step {seen[-1].step}/{record.steps}"
+    draw.text((_MARGIN, 24), title, fill=INK, font=font(20), anchor="lm")
+    right = _WIDTH - _MARGIN
+    for shown, label, colour in (
+        (any(entry.success for entry in seen), "env: success", GOOD),
+        (any(entry.complete for entry in seen), "model: complete", DECLARED),
+    ):
+        if shown:
+            right = _draw_badge(draw, right, label, colour) - 8
+
+
+def _draw_badge(draw: ImageDraw.ImageDraw, right: int, label: str, colour: Colour) -> int:
+    """Draw a filled label that ends at ``right``; return its left edge."""
+    left = right - int(draw.textlength(label, font=font(14))) - 16
+    draw.rounded_rectangle([left, 12, right, 36], radius=6, fill=colour)
+    draw.text(((left + right) / 2, 24), label, fill=PAPER, font=font(14), anchor="mm")
+    return left
+
+
+def _paste_frame(canvas: Image.Image, frame: Frame) -> None:
+    """Fit the camera picture into its square, keeping its proportions."""
+    picture = Image.fromarray(frame)
+    scale = _FRAME / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(picture, (_MARGIN + (_FRAME - size[0]) // 2, _HEADER + (_FRAME - size[1]) // 2))
+
+
+def _draw_figures(draw: ImageDraw.ImageDraw, seen: Sequence[StepTrace]) -> None:
+    """Write progress, reward and return of the moment."""
+    now = seen[-1]
+    progress = "no reading" if now.progress is None else f"{100 * now.progress:.0f} %"
+    reward_colour = GOOD if now.reward > 0 else BAD if now.reward < 0 else INK
+    total = sum(entry.reward for entry in seen)
+    top = _HEADER + _CHART[1] + 2
+    for offset, label, value, colour in (
+        (0, "progress", progress, READING),
+        (140, "reward", f"{now.reward:+.3f}", reward_colour),
+        (270, "return", f"{total:+.3f}", INK),
+    ):
+        x = _PANEL + 8 + offset
+        draw.text((x, top), label, fill=FAINT, font=font(13))
+        draw.text((x, top + 15), value, fill=colour, font=font(23))
+
+
+def _draw_answer(draw: ImageDraw.ImageDraw, seen: Sequence[StepTrace]) -> None:
+    """Write the latest answer of the model, its end where it is too long."""
+    asked = [entry for entry in seen if entry.queried]
+    if not asked:
+        return
+    left, top = _PANEL + 8, _HEADER + _CHART[1] + 52
+    entry = asked[-1]
+    label = f"answer at step {entry.step}" + ("" if entry.valid else ", invalid")
+    draw.text((left, top), label, fill=FAINT if entry.valid else BAD, font=font(13))
+    lines = _wrap(entry.text.strip() or "(no text)", _WIDTH - left - _MARGIN, draw)
+    room = (_HEIGHT - 10 - top - 18) // 17
+    if len(lines) > room:  # the number the reward comes from stands at the end
+        lines = ["…" + lines[-room], *lines[-room + 1 :]]
+    for index, line in enumerate(lines):
+        draw.text((left, top + 18 + 17 * index), line, fill=INK, font=font(14))
+
+
+def _wrap(text: str, width: int, draw: ImageDraw.ImageDraw) -> list[str]:
+    """Break text into lines of at most ``width`` pixels, within words where it must."""
+    lines = [""]
+    for paragraph in text.splitlines():
+        for word in paragraph.split():
+            joined = f"{lines[-1]} {word}".lstrip()
+            if draw.textlength(joined, font=font(14)) <= width:
+                lines[-1] = joined
+            else:
+                lines.append(_clip(word, 14, width, draw))
+        lines.append("")
+    return [line for line in lines if line]
+
+
+def _clip(text: str, size: int, width: int, draw: ImageDraw.ImageDraw) -> str:
+    """Shorten text with an ellipsis until it fits ``width`` pixels."""
+    if draw.textlength(text, font=font(size)) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font(size)) > width:
+        text = text[:-1]
+    return text + "…"
