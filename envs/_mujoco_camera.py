@@ -1,0 +1,194 @@
+"""Upright frames from a MuJoCo model, drawn on demand."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from procreward.envs.metaworld_progress import CameraView
+from procreward.errors import ConfigError, MissingDependencyError, UnknownNameError
+from procreward.types import Frame
+
+__all__ = ["CameraRig"]
+
+_MOST_GEOMS: Final = 2000
+_HELP: Final = (
+    "Install EGL (Debian, Ubuntu: apt-get install libegl1 libgl1-mesa-dri), or install libosmesa6 "
+    "and set MUJOCO_GL=osmesa."
+)
+_OPEN_RIGS: weakref.WeakSet[CameraRig] = weakref.WeakSet()
+
+
+class CameraRig:
+    """Draws a model from its own cameras and from extra free cameras.
+
+    The OpenGL context is created at the first frame, so that an environment that is built but
+    never looked at costs none. Frames must be drawn on the thread that drew the first one.
+
+    Args:
+        model: The ``mujoco.MjModel``.
+        views: Extra cameras by name.
+        cheap: Draw without shadows, reflections and multisampling.
+        show_sites: Whether to draw sites (markers).
+    """
+
+    def __init__(
+        self, model: Any, views: Mapping[str, CameraView], *, cheap: bool, show_sites: bool
+    ) -> None:
+        self._model = model
+        self._views = dict(views)
+        self._cheap = cheap
+        self._show_sites = show_sites
+        self._canvas: _Canvas | None = None
+        fixed = tuple(model.camera(index).name for index in range(model.ncam))
+        self._names = (*self._views, *fixed)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The cameras, extra ones first."""
+        return self._names
+
+    def render(self, data: Any, name: str, width: int, height: int) -> Frame:
+        """Draw the state of ``data`` as one camera sees it.
+
+        Args:
+            data: The ``mujoco.MjData``.
+            name: One of :attr:`names`.
+            width: Width in pixels.
+            height: Height in pixels.
+
+        Returns:
+            Upright RGB frame, ``(height, width, 3) uint8``.
+
+        Raises:
+            UnknownNameError: If there is no camera of that name.
+            ConfigError: If the size is below one pixel.
+            MissingDependencyError: If no OpenGL context can be created.
+        """
+        if name not in self._names:
+            raise UnknownNameError("camera", name, self._names)
+        if width < 1 or height < 1:
+            raise ConfigError(
+                f"`width` and `height` must be at least 1 pixel, got {width} x {height}; try 128."
+            )
+        if self._canvas is None or not self._canvas.fits(width, height):
+            self.close()
+            self._canvas = _Canvas(self._model, width, height, cheap=self._cheap)
+            _OPEN_RIGS.add(self)
+            _arrange_exit()
+        frame = self._canvas.draw(
+            data, self._camera(name), width, height, show_sites=self._show_sites
+        )
+        return self._upright(data, name, frame)
+
+    def close(self) -> None:
+        """Free the OpenGL context; a later frame creates a new one."""
+        if self._canvas is not None:
+            self._canvas.free()
+            self._canvas = None
+
+    def _camera(self, name: str) -> Any:
+        import mujoco
+
+        camera = mujoco.MjvCamera()
+        view = self._views.get(name)
+        if view is None:
+            camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            camera.fixedcamid = self._model.camera(name).id
+            return camera
+        camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        camera.lookat[:] = view.lookat
+        camera.distance, camera.azimuth = view.distance, view.azimuth
+        camera.elevation = view.elevation
+        return camera
+
+    def _upright(self, data: Any, name: str, frame: Frame) -> Frame:
+        """Turn the picture of a camera that is mounted head down."""
+        if name in self._views:
+            return frame
+        head_down = data.camera(name).xmat[7] < -0.5
+        return np.ascontiguousarray(frame[::-1, ::-1]) if head_down else frame
+
+
+class _Canvas:
+    """An OpenGL context and what MuJoCo keeps in it, for frames of up to one size."""
+
+    def __init__(self, model: Any, width: int, height: int, *, cheap: bool) -> None:
+        import mujoco
+
+        visual = model.vis
+        visual.global_.offwidth, visual.global_.offheight = width, height
+        if cheap:
+            visual.quality.offsamples = 0
+        self._model, self._size = model, (width, height)
+        self._context = _open_context(width, height)
+        self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr)
+        self._scene = mujoco.MjvScene(model, _MOST_GEOMS)
+        if cheap:
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+
+    def fits(self, width: int, height: int) -> bool:
+        return width <= self._size[0] and height <= self._size[1]
+
+    def draw(self, data: Any, camera: Any, width: int, height: int, *, show_sites: bool) -> Frame:
+        import mujoco
+
+        options = mujoco.MjvOption()
+        if not show_sites:
+            options.sitegroup[:] = 0
+        self._context.make_current()
+        mujoco.mjv_updateScene(
+            self._model,
+            data,
+            options,
+            None,
+            camera,
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
+        )
+        rectangle = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(rectangle, self._scene, self._mjr)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(pixels, None, rectangle, self._mjr)
+        return np.ascontiguousarray(pixels[::-1])
+
+    def free(self) -> None:
+        self._context.make_current()
+        self._mjr.free()
+        self._context.free()
+
+
+def _open_context(width: int, height: int) -> Any:
+    """Create an OpenGL context, whatever MuJoCo chose when it was imported."""
+    # Chosen here because MuJoCo settles on a window system when it was imported without the
+    # variable, and then cannot render without a screen.
+    platform = os.environ.setdefault("MUJOCO_GL", "egl").lower()
+    try:
+        context = importlib.import_module(f"mujoco.{platform}").GLContext(width, height)
+        context.make_current()
+    except Exception as error:  # which kind is raised depends on the platform's loader
+        raise MissingDependencyError(
+            f"No OpenGL context could be created with MUJOCO_GL={platform} to render without a "
+            f"screen ({type(error).__name__}: {error}). {_HELP}"
+        ) from error
+    return context
+
+
+@functools.cache
+def _arrange_exit() -> None:
+    # At exit MuJoCo takes the display down, and freeing a context after that prints tracebacks.
+    # Handlers run last in, first out, so this one must be registered after MuJoCo's.
+    atexit.register(_close_open_rigs)
+
+
+def _close_open_rigs() -> None:
+    for rig in list(_OPEN_RIGS):
+        rig.close()
