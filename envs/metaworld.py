@@ -108,7 +108,8 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
             cheap=cheap_render,
             show_sites=self._task.shows_goal,
         )
-        self.observation_space: gym.spaces.Box = _observation_space()
+        self._low, self._high = _observation_bounds()
+        self.observation_space = gym.spaces.Box(self._low, self._high, dtype=np.float64)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.instruction = self._task.instruction
         self.stage_names = self._task.stage_names
@@ -233,8 +234,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         return self._meter.read(self._simulator)
 
     def _observation(self) -> Vector:
-        space = self.observation_space
-        shown: Vector = np.clip(self._observed[_OBS_INDEX], space.low, space.high)
+        shown: Vector = np.clip(self._observed[_OBS_INDEX], self._low, self._high)
         return shown
 
 
@@ -253,14 +253,10 @@ def _check_settings(width: int, height: int, reward: str, render_mode: str | Non
         )
 
 
-def _observation_space() -> gym.spaces.Box:
+def _observation_bounds() -> tuple[Vector, Vector]:
     low = (*_HAND_LOW, -2.0, -2.0, -2.0)
     high = (*_HAND_HIGH, 2.0, 2.0, 2.0)
-    return gym.spaces.Box(
-        np.array([*low, *low, -2.0, -2.0, -2.0]),
-        np.array([*high, *high, 2.0, 2.0, 2.0]),
-        dtype=np.float64,
-    )
+    return np.array([*low, *low, -2.0, -2.0, -2.0]), np.array([*high, *high, 2.0, 2.0, 2.0])
 
 
 def _build_simulator(name: str) -> Any:
