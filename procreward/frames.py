@@ -212,7 +212,8 @@ class FrameBuffer:
         copies = {view: np.array(frame, order="C") for view, frame in frames.items()}
         for copy in copies.values():
             copy.flags.writeable = False
-        self._shapes = {view: copy.shape for view, copy in copies.items()}
+        if not self._shapes:
+            self._shapes = {view: copy.shape for view, copy in copies.items()}
         self._steps.append(step)
         self._frames[step] = copies
         self._drop_unreachable()

@@ -118,7 +118,8 @@ class Potential:
         if self.smooth_alpha is None:
             self._average = reading
         else:
-            self._average += self.smooth_alpha * (reading - self._average)
+            alpha = self.smooth_alpha
+            self._average = min(1.0, alpha * reading + (1.0 - alpha) * self._average)
         self._best = max(self._best, self._average)
 
 

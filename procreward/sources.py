@@ -248,7 +248,7 @@ class _Offer:
 
     def _known(self) -> list[str]:
         render = ["render"] if self.env.render_mode == "rgb_array" else []
-        return [*self.pictures, *self.cameras, *render]
+        return list(dict.fromkeys([*self.pictures, *self.cameras, *render]))
 
     def _observation(self, key: str) -> FrameSource:
         if key not in self.spaces:
