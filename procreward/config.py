@@ -17,21 +17,28 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from procreward.errors import ConfigError, UnknownNameError
+from procreward.shaping import ShapingMode
 
 if TYPE_CHECKING:
     from procreward.types import Scorer
 
 __all__ = [
+    "DEFAULT",
     "JSON",
+    "CompleteMode",
     "InstructionSpec",
     "Preset",
     "RewardConfig",
     "ScorerConfig",
     "ScorerSpec",
+    "ShapingMode",
     "ViewsSpec",
+    "as_json",
+    "given_settings",
     "load_preset",
     "preset_names",
 ]
@@ -50,8 +57,8 @@ ViewsSpec: TypeAlias = "str | Sequence[str]"
 
 DEFAULT_COMPLETE_THRESHOLD = 0.95
 
-SHAPING_MODES = ("pbrs", "delta", "raw", "sparse")
-COMPLETE_MODES = ("info", "terminate", "truncate")
+CompleteMode: TypeAlias = Literal["info", "terminate", "truncate"]
+"""What completion does to an episode."""
 
 
 def _check(ok: bool, name: str, rule: str, value: object, fix: str = "") -> None:
@@ -84,12 +91,16 @@ def _check_frame_size(name: str, value: object) -> tuple[int, int]:
     return (int(value[0]), int(value[1]))
 
 
-def _plain(value: Any) -> Any:
-    """Turn mappings into dicts and sequences into lists, so that JSON gives back what went in."""
+def as_json(value: Any) -> Any:
+    """Turn mappings into dicts and tuples into lists, so that JSON gives back what went in.
+
+    Args:
+        value: Anything; what is no mapping, list or tuple comes back as it is.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     return value
 
 
@@ -130,18 +141,18 @@ class ScorerConfig:
             _check(ok, name, "a non-empty string or None", value)
         _check(isinstance(self.options, Mapping), "options", "a mapping", self.options)
         try:
-            json.dumps(_plain(self.options), allow_nan=False)
+            json.dumps(as_json(self.options), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"`options` must hold only what JSON can, got {dict(self.options)!r}: {error}."
             ) from error
-        object.__setattr__(self, "options", _plain(self.options))
+        object.__setattr__(self, "options", as_json(self.options))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, as plain JSON values."""
         out: dict[str, Any] = {"name": self.name}
         for item in dataclasses.fields(self)[1:]:
-            value = _plain(getattr(self, item.name))
+            value = as_json(getattr(self, item.name))
             default = {} if item.name == "options" else item.default
             if value != default:
                 out[item.name] = value
@@ -260,14 +271,14 @@ class RewardConfig:
     frame_stride_steps: int | None = None
     pad: bool | None = None
     skip_unchanged: float | None = None
-    shaping: Literal["pbrs", "delta", "raw", "sparse"] = "pbrs"
+    shaping: ShapingMode = "pbrs"
     gamma: float = 0.99
     scale: float = 1.0
     ratchet: bool = False
     smooth_alpha: float | None = None
     offset: bool = False
     success_bonus: float = 0.0
-    on_complete: Literal["info", "terminate", "truncate"] = "info"
+    on_complete: CompleteMode = "info"
     complete_threshold: float | None = None
     confirm_queries: int = 2
     confirm_window: int = 3
@@ -299,7 +310,8 @@ class RewardConfig:
             _check(ok, "skip_unchanged", "a number in [0, 255] or None", self.skip_unchanged)
 
     def _check_reward(self) -> None:
-        _check(self.shaping in SHAPING_MODES, "shaping", f"one of {SHAPING_MODES}", self.shaping)
+        modes = get_args(ShapingMode)
+        _check(self.shaping in modes, "shaping", f"one of {modes}", self.shaping)
         fix = "It must equal the learner's own discount."
         _check_unit("gamma", self.gamma, open_below=True, fix=fix)
         _check(_is_number(self.scale) and self.scale > 0, "scale", "above 0", self.scale)
@@ -313,7 +325,7 @@ class RewardConfig:
         _check(ok, "env_reward_weight", "a finite number", self.env_reward_weight)
 
     def _check_completion(self) -> None:
-        modes = COMPLETE_MODES
+        modes = get_args(CompleteMode)
         _check(self.on_complete in modes, "on_complete", f"one of {modes}", self.on_complete)
         if self.complete_threshold is not None:
             _check_unit("complete_threshold", self.complete_threshold, open_below=True)
@@ -338,6 +350,41 @@ class RewardConfig:
         """
         _check_keys("setting", changes, type(self))
         return dataclasses.replace(self, **changes)
+
+
+class _Default:
+    """Stands in a signature for "not given", and shows the default it leads to."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+DEFAULT: Any = SimpleNamespace(
+    **{item.name: _Default(item.default) for item in dataclasses.fields(RewardConfig)}
+)
+"""A marker per setting, for keyword signatures: ``gamma: float = DEFAULT.gamma``.
+
+With it a function can tell a keyword that was given from one that was not, and the defaults are
+written down once, in :class:`RewardConfig`.
+"""
+
+
+def given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick out of a function's arguments the settings that its caller gave.
+
+    Args:
+        arguments: Names to values, as ``locals()`` has them at the top of the function.
+    """
+    return {
+        name: arguments[name]
+        for name in vars(DEFAULT)
+        if name in arguments and not isinstance(arguments[name], _Default)
+    }
 
 
 def _check_keys(kind: str, values: Mapping[str, Any], cls: type[Any]) -> None:

@@ -22,7 +22,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from procreward.config import Preset, ScorerConfig, ScorerSpec, load_preset, preset_names
+from procreward.config import Preset, ScorerConfig, ScorerSpec, as_json, load_preset, preset_names
 from procreward.errors import ConfigError, ScorerError, UnknownNameError
 from procreward.types import Scorer
 
@@ -178,7 +178,7 @@ def _resolve_mapping(spec: Mapping[str, Any]) -> ScorerHandle:
     if "options" in values:
         values["options"] = {**handle.config.options, **values["options"]}
     config = dataclasses.replace(handle.config, **values)
-    return _handle(dataclasses.replace(handle.preset, scorer=config), spec={**spec})
+    return _handle(dataclasses.replace(handle.preset, scorer=config), spec=as_json(spec))
 
 
 def _default_preset(config: ScorerConfig) -> Preset:
