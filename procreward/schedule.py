@@ -75,7 +75,7 @@ class QuerySchedule:
         Args:
             step: Step of the episode, 0 at reset.
         """
-        return step == 0 or step % self.every_k_steps in self._phases
+        return step % self.every_k_steps in self._phases
 
 
 class ChangeDetector:
