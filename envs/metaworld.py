@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gymnasium.utils import EzPickle
 from procreward.envs._mujoco_camera import CameraRig
 from procreward.envs.metaworld_progress import Progress, ProgressMeter, find_task
-from procreward.errors import ConfigError, MissingDependencyError
+from procreward.errors import ConfigError, InstructionError, MissingDependencyError
 from procreward.types import Frame
 
 __all__ = ["MetaWorldEnv"]
@@ -51,6 +51,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         reward: ``"sparse"`` for 1.0 on every step on which the task is solved and 0.0 otherwise,
             ``"dense"`` for Meta-World's own reward.
         terminate_on_success: Whether a solved task ends the episode.
+        instruction: The task in words; None for the task's own sentence.
         render_mode: ``"rgb_array"`` or None.
 
     Attributes:
@@ -62,6 +63,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
     Raises:
         UnknownNameError: If the task is none of the above.
         ConfigError: If a size, the reward or the render mode cannot be right.
+        InstructionError: If the instruction is empty.
         MissingDependencyError: If Meta-World is not installed.
     """
 
@@ -80,6 +82,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         cheap_render: bool = True,
         reward: Literal["sparse", "dense"] = "sparse",
         terminate_on_success: bool = False,
+        instruction: str | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
         EzPickle.__init__(
@@ -90,9 +93,12 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
             cheap_render=cheap_render,
             reward=reward,
             terminate_on_success=terminate_on_success,
+            instruction=instruction,
             render_mode=render_mode,
         )
         _check_settings(width, height, reward, render_mode)
+        if instruction is not None and not instruction.strip():
+            raise InstructionError("`instruction` must say what to do, got an empty text.")
         self._task = find_task(task)
         self._width, self._height = width, height
         self._dense = reward == "dense"
@@ -111,7 +117,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         self._low, self._high = _observation_bounds()
         self.observation_space = gym.spaces.Box(self._low, self._high, dtype=np.float64)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self.instruction = self._task.instruction
+        self.instruction = instruction or self._task.instruction
         self.stage_names = self._task.stage_names
         self._observed = np.zeros(39)
 

@@ -12,10 +12,11 @@ from typing import Any, Final, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from procreward.envs.experts import KINDS
 from procreward.envs.experts._metaworld_moves import MOVES, Guide, Moves, Scene
 from procreward.errors import UnknownNameError, UnsupportedEnvError
 
-__all__ = ["KINDS", "MetaWorldExpert", "make_metaworld_expert"]
+__all__ = ["MetaWorldExpert", "make_metaworld_expert"]
 
 Action: TypeAlias = npt.NDArray[np.float32]
 Vector: TypeAlias = npt.NDArray[np.float64]
@@ -48,7 +49,7 @@ class MetaWorldExpert:
 
     Args:
         task: Task name such as ``"window-open"``.
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`procreward.envs.experts.KINDS`.
         seed: Seeds the variation; episodes after the same number of resets are alike.
     """
 
@@ -138,7 +139,7 @@ def make_metaworld_expert(env_id: str, kind: str, seed: int) -> MetaWorldExpert:
 
     Args:
         env_id: Such as ``"procreward/WindowOpen-v0"``, or a task name such as ``"window-open"``.
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`procreward.envs.experts.KINDS`.
         seed: Seeds the script's variation.
 
     Returns:
@@ -151,7 +152,7 @@ def make_metaworld_expert(env_id: str, kind: str, seed: int) -> MetaWorldExpert:
     task = _TASK_OF_ID.get(name.removesuffix("-v0"), name.removesuffix("-v3"))
     if task not in MOVES:
         raise UnknownNameError("Meta-World expert", env_id, _TASK_OF_ID)
-    if kind not in _PLANS:
+    if kind not in KINDS:
         raise UnknownNameError("kind of expert", kind, KINDS)
     return MetaWorldExpert(task, kind, seed)
 
@@ -285,6 +286,3 @@ _PLANS: Final[dict[str, Callable[[Moves, Generator], Sequence[_Segment]]]] = {
     "random": _plan_nothing,
     "fail": _plan_fail,
 }
-
-KINDS: Final[tuple[str, ...]] = tuple(_PLANS)
-"""The kinds of behaviour: one that succeeds, one that succeeds late, and failures."""
