@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from procreward.errors import ConfigError, FrameError, ModelError
 from procreward.types import Frames
 

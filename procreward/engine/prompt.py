@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from procreward.errors import ArchitectureError, ConfigError, InstructionError
 
 __all__ = ["Chat", "ChatBuilder", "Image", "Part", "Video", "VideoLayout", "build_chat"]

@@ -1,0 +1,204 @@
+"""Prompts of frames and words to the token ids, positions and patches that a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from procreward.engine import Clip, EndTokens, Prompt
+from procreward.engine.loading import LoadedModel
+from procreward.engine.preprocess import Patches, preprocess_images, preprocess_video
+from procreward.engine.prompt import Chat, ChatBuilder, Image, Part, Video, VideoLayout
+from procreward.errors import ConfigError
+
+__all__ = ["Batch", "PreparedPrompt", "PromptReader", "cut_at_stop", "pad_left"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedPrompt:
+    """A prompt as a model reads it.
+
+    Attributes:
+        chat: Tokens and positions.
+        patches: One entry per clip, in the order of the prompt.
+        videos: For each clip, whether it is a video.
+    """
+
+    chat: Chat
+    patches: tuple[Patches, ...]
+    videos: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Left-padded prompts.
+
+    Attributes:
+        ids: ``(batch, length) int64``.
+        positions: ``(3, batch, length) int64``; 0 where padded.
+        kinds: ``(batch, length) int64``: 0 text or padding, 1 image, 2 video.
+        mask: ``(batch, length) int64``, 0 where padded, or None when nothing is padded.
+        next_position: ``(batch,) int64``, position of the first token that follows.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    kinds: torch.Tensor
+    mask: torch.Tensor | None
+    next_position: torch.Tensor
+
+
+class PromptReader:
+    """Turns prompts into model inputs.
+
+    Args:
+        loaded: The model they are for.
+        video_layout: How videos are written into the prompt.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, video_layout: VideoLayout = "4.57") -> None:
+        self._config = loaded.image_config
+        self._builder = ChatBuilder(loaded.tokenizer, video_layout=video_layout)
+        self._tokenizer = loaded.tokenizer
+
+    def read(self, prompt: Prompt) -> PreparedPrompt:
+        """Preprocess and tokenise one prompt.
+
+        Args:
+            prompt: The prompt.
+
+        Returns:
+            What the model reads.
+
+        Raises:
+            FrameError: If frames do not fit the model.
+            InstructionError: If a text contains control tokens.
+        """
+        parts: list[Part] = []
+        patches: list[Patches] = []
+        videos: list[bool] = []
+        for part in prompt.parts:
+            if isinstance(part, str):
+                parts.append(part)
+                continue
+            clip_patches = self._patches(part)
+            patches.append(clip_patches)
+            videos.append(part.video)
+            parts += self._clip_parts(part, clip_patches)
+        chat = self._builder.build(parts, assistant_prefix=prompt.assistant_prefix)
+        return PreparedPrompt(chat=chat, patches=tuple(patches), videos=tuple(videos))
+
+    def label_tokens(
+        self, labels: Sequence[str], end_tokens: EndTokens
+    ) -> tuple[tuple[int, ...], ...]:
+        """Tokenise labels where they stand: right behind the head of the assistant's turn.
+
+        Args:
+            labels: At least two different candidate answers.
+            end_tokens: What counts to a label besides its own words.
+
+        Returns:
+            Token ids per label, end tokens included.
+
+        Raises:
+            ConfigError: If the labels cannot be told apart by their tokens.
+        """
+        head = self._builder.encode("assistant\n")
+        end = {
+            "template": [self._builder.control_id("im_end"), *self._builder.encode("\n")],
+            "eos": [self._builder.control_id("im_end")],
+            "none": [],
+        }
+        if end_tokens not in end:
+            raise ConfigError(
+                f"`end_tokens` must be 'template', 'eos' or 'none', got {end_tokens!r}."
+            )
+        result = []
+        for label in labels:
+            ids = self._builder.encode("assistant\n" + label)
+            if not label or ids[: len(head)] != head:
+                raise ConfigError(
+                    f"The label {label!r} must be words that are tokenised apart from the line "
+                    "before them. Choose another label."
+                )
+            result.append((*ids[len(head) :], *end[end_tokens]))
+        _check_distinct(labels, result)
+        return tuple(result)
+
+    def _patches(self, clip: Clip) -> Patches:
+        if clip.video:
+            return preprocess_video(clip.frames, self._config)
+        return preprocess_images(clip.frames, self._config)
+
+    def _clip_parts(self, clip: Clip, patches: Patches) -> list[Part]:
+        _, rows, columns = patches.grid
+        rows, columns = rows // self._config.merge, columns // self._config.merge
+        if not clip.video:
+            return [Image(rows, columns)] * patches.count
+        assert clip.frame_indices is not None  # Clip has checked both
+        assert clip.fps is not None
+        return [
+            Video.from_frames(
+                clip.frame_indices, clip.fps, rows, columns, temporal=self._config.temporal
+            )
+        ]
+
+
+def pad_left(chats: Sequence[Chat], pad_id: int, device: torch.device) -> Batch:
+    """Stack prompts of different lengths so that all end in the same column.
+
+    Args:
+        chats: The prompts, at least one.
+        pad_id: Token to pad with.
+        device: Where the tensors go.
+
+    Returns:
+        The batch.
+    """
+    lengths = [len(chat) for chat in chats]
+    longest = max(lengths)
+    ids = np.full((len(chats), longest), pad_id, dtype=np.int64)
+    positions = np.zeros((3, len(chats), longest), dtype=np.int64)
+    kinds = np.zeros((len(chats), longest), dtype=np.int64)
+    mask = np.zeros((len(chats), longest), dtype=np.int64)
+    for row, (chat, length) in enumerate(zip(chats, lengths, strict=True)):
+        ids[row, longest - length :] = chat.ids
+        positions[:, row, longest - length :] = chat.positions
+        kinds[row, longest - length :] = chat.kinds
+        mask[row, longest - length :] = 1
+    padded = min(lengths) < longest
+    return Batch(
+        ids=torch.from_numpy(ids).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        kinds=torch.from_numpy(kinds).to(device),
+        mask=torch.from_numpy(mask).to(device) if padded else None,
+        next_position=torch.tensor([chat.next_position for chat in chats], device=device),
+    )
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Cut a text behind the first stop string in it.
+
+    Args:
+        text: Any text.
+        stop: Strings to look for.
+
+    Returns:
+        The text up to and including the earliest stop string, or all of it.
+    """
+    ends = [text.index(word) + len(word) for word in stop if word in text]
+    return text[: min(ends)] if ends else text
+
+
+def _check_distinct(labels: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+    for one in range(len(labels)):
+        for other in range(one + 1, len(labels)):
+            pairs = zip(tokens[one], tokens[other], strict=False)
+            if all(left == right for left, right in pairs):
+                raise ConfigError(
+                    f"The labels {labels[one]!r} and {labels[other]!r} must differ at a token both "
+                    f"have, got {list(tokens[one])} and {list(tokens[other])}."
+                )

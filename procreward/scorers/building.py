@@ -1,0 +1,125 @@
+"""From a scorer's configuration to an engine that runs its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from procreward.engine import Engine
+from procreward.errors import ConfigError, UnknownNameError
+
+if TYPE_CHECKING:
+    from procreward.config import ScorerConfig
+    from procreward.engine.preprocess import PreprocessConfig
+    from procreward.engine.prompt import VideoLayout
+
+__all__ = ["build_engine", "one_of", "options_from"]
+
+_Options = TypeVar("_Options")
+
+
+def build_engine(
+    config: ScorerConfig,
+    engine: str,
+    *,
+    max_pixels: int | None = None,
+    frame_size: tuple[int, int] | None = None,
+    video_layout: VideoLayout = "4.57",
+) -> tuple[Engine, dict[str, object]]:
+    """Load the model of a configuration into an engine.
+
+    Args:
+        config: What the user configured.
+        engine: ``"plain"`` or ``"reference"``.
+        max_pixels: Upper bound put on the checkpoint's own largest image area, or None.
+        frame_size: ``(width, height)`` every frame must have, or None for the checkpoint's own.
+        video_layout: How videos are written into the prompt.
+
+    Returns:
+        The engine, and a JSON-able account of the model.
+
+    Raises:
+        ConfigError: If no model is named.
+        ModelError: If the model cannot be loaded.
+    """
+    from procreward.engine.loading import load_model
+    from procreward.engine.plain import PlainEngine
+    from procreward.engine.reference import ReferenceEngine
+
+    if config.model is None:
+        raise ConfigError(
+            f"The scorer {config.name!r} needs a `model`: a folder, a hub id (owner/name) or "
+            "'nano'."
+        )
+    loaded = load_model(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        attention=config.attention,
+        adapter=config.adapter,
+        revision=config.revision,
+    )
+    image_config = _limit(loaded.image_config, max_pixels, frame_size)
+    loaded = replace(loaded, image_config=image_config)
+    account: dict[str, object] = {
+        "name": config.name,
+        "model": loaded.source,
+        "revision": loaded.revision,
+        "adapter": loaded.adapter,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "attention": loaded.attention,
+        "engine": engine,
+        "frame_size": list(image_config.frame_size) if image_config.frame_size else None,
+    }
+    kind = ReferenceEngine if engine == "reference" else PlainEngine
+    return kind(loaded, video_layout=video_layout), account
+
+
+def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) -> _Options:
+    """Build an options dataclass from a configuration's mapping.
+
+    Args:
+        kind: The dataclass.
+        scorer: Name of the scorer, for the message.
+        options: Names and values.
+
+    Returns:
+        The options.
+
+    Raises:
+        UnknownNameError: If a name is not an option.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(f"{scorer} option", name, known)
+    return kind(**options)
+
+
+def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise unless a value is among the known ones.
+
+    Args:
+        name: Name of the setting.
+        value: Its value.
+        known: What it may be.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    if value not in known:
+        listing = ", ".join(repr(choice) for choice in known)
+        raise ConfigError(f"`{name}` must be one of {listing}, got {value!r}.")
+
+
+def _limit(
+    config: PreprocessConfig, max_pixels: int | None, frame_size: tuple[int, int] | None
+) -> PreprocessConfig:
+    if max_pixels is not None:
+        largest = max(min(config.max_pixels, max_pixels), config.min_pixels)
+        config = replace(config, max_pixels=largest)
+    if frame_size is not None:
+        config = replace(config, frame_size=frame_size)
+    return config
