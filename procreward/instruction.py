@@ -15,7 +15,7 @@ from procreward.errors import ConfigError, InstructionError, UnknownNameError
 if TYPE_CHECKING:
     import gymnasium as gym
 
-__all__ = ["InstructionSource"]
+__all__ = ["InstructionSource", "check_instruction"]
 
 INFO_KEY = "instruction"
 ATTRIBUTE = "instruction"
@@ -23,6 +23,23 @@ OBSERVATION_KEY = "annotation.human.task_description"
 KINDS = ("obs", "info", "attr")
 
 _MISSING = object()
+
+
+def check_instruction(instruction: object, place: str = "`instruction`") -> str:
+    """Return an instruction without blanks around it.
+
+    Args:
+        instruction: What should be a sentence.
+        place: What the message calls it.
+
+    Raises:
+        InstructionError: If it is no text, or empty.
+    """
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise InstructionError(
+            f"{place} must be a sentence that names the task, got {instruction!r}."
+        )
+    return str(instruction).strip()
 
 
 class InstructionSource:
@@ -47,10 +64,7 @@ class InstructionSource:
             ConfigError: If it is of another type.
         """
         if isinstance(spec, str):
-            if not spec.strip():
-                raise InstructionError(
-                    f"`instruction` must be a sentence that names the task, got {spec!r}."
-                )
+            check_instruction(spec)
         elif spec is not None and not callable(spec):
             raise ConfigError(
                 "`instruction` must be a string, a callable(env, obs, info) or None, got "
@@ -88,11 +102,7 @@ class InstructionSource:
                 f"No instruction at {place}. Pass the task in words as `instruction`, or where to "
                 'find it: "obs:KEY", "info:KEY", "attr:NAME" or a callable(env, obs, info).'
             )
-        if not isinstance(found, str) or not found.strip():
-            raise InstructionError(
-                f"The instruction at {place} must be a sentence that names the task, got {found!r}."
-            )
-        return str(found).strip()
+        return check_instruction(found, place)
 
     def _find(
         self, env: gym.Env[Any, Any] | None, obs: object, info: Mapping[str, Any]

@@ -20,6 +20,7 @@ from procreward.completion import CompletionTracker
 from procreward.config import Preset, RewardConfig
 from procreward.errors import FrameError, InstructionError, ScorerError
 from procreward.frames import FrameBuffer
+from procreward.instruction import check_instruction
 from procreward.registry import ScorerHandle, resolve
 from procreward.runner import Answer, DueQuery, QueryRunner, Role
 from procreward.schedule import ChangeDetector, QuerySchedule
@@ -248,11 +249,7 @@ class EpisodeStream:
             InstructionError: If the instruction is empty.
             FrameError: If a frame is not a picture.
         """
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise InstructionError(
-                f"`instruction` must be a sentence that names the task, got {instruction!r}."
-            )
-        self._instruction = instruction.strip()
+        self._instruction = check_instruction(instruction)
         # Random, so that a cache that outlives this process never takes one episode for another.
         self._stream = uuid.uuid4().hex
         for eyes in self._eyes.values():

@@ -1,0 +1,94 @@
+"""Dense rewards for robot learning from camera frames and vision-language reward models.
+
+* :class:`ProgressReward` - a Gymnasium wrapper: reward from what the environment looks like.
+* :class:`CompletionChecker` - the same without an environment, for a robot's stream.
+* :func:`score_video` - the same for a file.
+* :class:`RewardConfig`, :class:`ScorerConfig`, :func:`load_preset` - the settings.
+* :class:`Scorer`, :class:`Query`, :class:`Score`, :class:`Verdict`, :func:`register_scorer` - what
+  a reward model of your own needs.
+
+Everything is loaded when it is first used: importing this package imports no model, no simulator
+and no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from procreward.checker import CompletionChecker as CompletionChecker
+    from procreward.config import Preset as Preset
+    from procreward.config import RewardConfig as RewardConfig
+    from procreward.config import ScorerConfig as ScorerConfig
+    from procreward.config import load_preset as load_preset
+    from procreward.config import preset_names as preset_names
+    from procreward.errors import ProcrewardError as ProcrewardError
+    from procreward.registry import register_scorer as register_scorer
+    from procreward.registry import scorer_names as scorer_names
+    from procreward.types import Query as Query
+    from procreward.types import Score as Score
+    from procreward.types import Scorer as Scorer
+    from procreward.types import Verdict as Verdict
+    from procreward.video import VideoRecord as VideoRecord
+    from procreward.video import score_video as score_video
+    from procreward.wrapper import ProgressReward as ProgressReward
+
+    __version__: str
+
+__all__ = [
+    "CompletionChecker",
+    "Preset",
+    "ProcrewardError",
+    "ProgressReward",
+    "Query",
+    "RewardConfig",
+    "Score",
+    "Scorer",
+    "ScorerConfig",
+    "Verdict",
+    "VideoRecord",
+    "__version__",
+    "load_preset",
+    "preset_names",
+    "register_scorer",
+    "score_video",
+    "scorer_names",
+]
+
+_HOMES = {
+    "CompletionChecker": "checker",
+    "Preset": "config",
+    "ProcrewardError": "errors",
+    "ProgressReward": "wrapper",
+    "Query": "types",
+    "RewardConfig": "config",
+    "Score": "types",
+    "Scorer": "types",
+    "ScorerConfig": "config",
+    "Verdict": "types",
+    "VideoRecord": "video",
+    "load_preset": "config",
+    "preset_names": "config",
+    "register_scorer": "registry",
+    "score_video": "video",
+    "scorer_names": "registry",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module at its first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("procreward")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'procreward' has no attribute {name!r}")
+    found = getattr(import_module(f"procreward.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the public names along with the usual ones."""
+    return sorted({*globals(), *__all__})
