@@ -111,16 +111,18 @@ class Suite:
         Returns:
             Whether the point holds.
         """
-        passed: bool | None
+        skipped = False
         try:
             detail = look()
-            passed = detail == ""
         except Skip as skip:
-            passed, detail = None, str(skip)
+            skipped, detail = True, str(skip)
         except Exception as error:
-            passed, detail = False, f"raised {type(error).__name__}: {error}"
-        self.checks.append(Check(name=name, passed=passed, explanation=explanation, detail=detail))
-        return passed is True
+            detail = f"raised {type(error).__name__}: {error}"
+        ok = skipped or not detail
+        self.checks.append(
+            Check(name=name, ok=ok, explanation=explanation, detail=detail, skipped=skipped)
+        )
+        return ok and not skipped
 
     def report(self) -> Report:
         """Return what was found."""
