@@ -47,7 +47,8 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
 
     Args:
         task: "Lift", "Stack", "Door" or "PickPlaceCan".
-        camera: Camera of :meth:`render`.
+        camera: Camera of :meth:`render`; None takes the task's own, which shows all of its scene
+            ("agentview" for Lift and Stack, "binsview" for PickPlaceCan, "doorview" for Door).
         width: Columns of :meth:`render`'s frame.
         height: Rows of :meth:`render`'s frame.
         cheap_render: Switch off multisampling, shadows and reflections.
@@ -72,7 +73,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         self,
         task: str = "Lift",
         *,
-        camera: str = "agentview",
+        camera: str | None = None,
         width: int = 128,
         height: int = 128,
         cheap_render: bool = True,
@@ -121,9 +122,12 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             seed=_MODEL_SEED,
         )
         self._renderer = SimRenderer(self._sim_env.sim, cheap=cheap_render)
-        self.camera_names: tuple[str, ...] = tuple(self._sim_env.sim.model.camera_names)
-        check_camera(camera, self.camera_names)
-        self.default_views: tuple[str, ...] = (camera,)
+        self.camera_names: tuple[str, ...] = (
+            *self._sim_env.sim.model.camera_names,
+            *self.task.cameras,
+        )
+        self.default_views: tuple[str, ...] = (camera or self.task.default_camera,)
+        check_camera(self.default_views[0], self.camera_names)
         size = self._flatten(self._sim_env._get_observations(force_update=True)).shape
         self.observation_space = gym.spaces.Box(-_OBS_LIMIT, _OBS_LIMIT, size, np.float64)
         low, high = self._sim_env.action_spec
@@ -202,7 +206,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             MissingDependencyError: If no OpenGL context can be made.
         """
         check_camera(name, self.camera_names)
-        return self._renderer.render(name, width, height)
+        return self._renderer.render(self.task.cameras.get(name, name), width, height)
 
     def project(
         self, name: str, points: npt.NDArray[np.float64], width: int, height: int
@@ -213,7 +217,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             UnknownNameError: If there is no such camera.
         """
         check_camera(name, self.camera_names)
-        return self._renderer.project(name, points, width, height)
+        return self._renderer.project(self.task.cameras.get(name, name), points, width, height)
 
     def reading(self) -> Reading:
         """Return the measured state of the task, for experts and labels."""

@@ -47,6 +47,16 @@ class FreeCamera:
     elevation: float
     fovy: float = 45.0
 
+    def pose(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return position, ``(3,)``, and rotation, ``(3, 3)`` with columns right, up, back."""
+        azimuth, elevation = np.deg2rad(self.azimuth), np.deg2rad(self.elevation)
+        level = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
+        forward = np.cos(elevation) * level + np.array([0.0, 0.0, np.sin(elevation)])
+        right = np.array([level[1], -level[0], 0.0])
+        up = np.cross(right, forward)
+        position = np.array(self.lookat) - self.distance * forward
+        return position, np.stack([right, up, -forward], axis=1)
+
 
 def _drop_below_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
@@ -193,12 +203,16 @@ class SimRenderer:
         return frame
 
     def project(
-        self, camera: str, points: npt.NDArray[np.float64], width: int, height: int
+        self,
+        camera: str | FreeCamera,
+        points: npt.NDArray[np.float64],
+        width: int,
+        height: int,
     ) -> npt.NDArray[np.float64]:
-        """Project world points into the picture of one of the model's cameras.
+        """Project world points into a picture.
 
         Args:
-            camera: Name of a camera of the model.
+            camera: Name of a camera of the model, or a camera of our own.
             points: ``(num_points, 3) float64``, metres, world frame.
             width: Columns of the frame.
             height: Rows of the frame.
@@ -207,11 +221,16 @@ class SimRenderer:
             Column and row of each point, ``(num_points, 2) float64``, in pixels; outside
             ``[0, width) x [0, height)`` when not in the picture.
         """
-        camera_id = self._sim.model.camera_name2id(camera)
-        data, model = self._sim.data, self._sim.model
-        rotation = np.array(data.cam_xmat[camera_id]).reshape(3, 3)
-        local = (np.asarray(points, dtype=np.float64) - data.cam_xpos[camera_id]) @ rotation
-        focal = 0.5 * height / np.tan(np.deg2rad(model.cam_fovy[camera_id]) / 2)
+        if isinstance(camera, str):
+            camera_id = self._sim.model.camera_name2id(camera)
+            position = np.array(self._sim.data.cam_xpos[camera_id])
+            rotation = np.array(self._sim.data.cam_xmat[camera_id]).reshape(3, 3)
+            fovy = float(self._sim.model.cam_fovy[camera_id])
+        else:
+            position, rotation = camera.pose()
+            fovy = camera.fovy
+        local = (np.asarray(points, dtype=np.float64) - position) @ rotation
+        focal = 0.5 * height / np.tan(np.deg2rad(fovy) / 2)
         depth = np.maximum(-local[:, 2], 1e-6)
         columns = 0.5 * width + focal * local[:, 0] / depth
         rows = 0.5 * height - focal * local[:, 1] / depth
