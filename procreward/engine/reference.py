@@ -56,10 +56,12 @@ class ReferenceEngine:
             max_new_tokens=max_new_tokens,
             eos_token_id=list(self._loaded.end_ids),
             pad_token_id=self._loaded.end_ids[-1],
+            stop_strings=list(stop) or None,
         )
-        extra = {"stop_strings": list(stop), "tokenizer": self._loaded.tokenizer} if stop else {}
         with torch.inference_mode():
-            output = self._loaded.model.generate(**inputs, generation_config=settings, **extra)
+            output = self._loaded.model.generate(
+                **inputs, generation_config=settings, tokenizer=self._loaded.tokenizer
+            )
         answers = output[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._finish(tokens, max_new_tokens, stop) for tokens in answers]
 

@@ -104,8 +104,8 @@ def read_progress(text: str, *, finished: bool = True) -> Reading:
         The progress, or why there is none.
 
     Example:
-        >>> read_progress("1. lift\n<progress>84.13%</progress>.").progress
-        0.8413
+        >>> read_progress("1. lift\n<progress>84%</progress>.").progress
+        0.84
         >>> read_progress("1. reach", finished=False).reason
         'truncated'
     """

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from procreward.engine.preprocess import (
+    PreprocessConfig,
+    load_preprocess_config,
+    preprocess_images,
+    preprocess_video,
+    smart_resize,
+    video_resize,
+)
+from procreward.errors import ConfigError, FrameError, ModelError
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    smart_resize as published_resize,
+)
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
+    smart_resize as published_video_resize,
+)
+
+SIDES = st.integers(min_value=16, max_value=1500)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+@given(
+    height=SIDES,
+    width=SIDES,
+    low=st.sampled_from([1024, 65_536]),
+    high=st.sampled_from([2**18, 2**24]),
+)
+def test_smart_resize_is_the_published_one(height: int, width: int, low: int, high: int) -> None:
+    ours = smart_resize(height, width, factor=32, min_pixels=low, max_pixels=high)
+    assert ours == published_resize(height, width, 32, low, high)
+
+
+@given(
+    frames=st.integers(2, 70), height=SIDES, width=SIDES, high=st.sampled_from([2**20, 25_165_824])
+)
+def test_video_resize_is_the_published_one(frames: int, height: int, width: int, high: int) -> None:
+    ours = video_resize(
+        frames, height, width, factor=32, temporal=2, min_pixels=4096, max_pixels=high
+    )
+    assert ours == published_video_resize(frames, height, width, 2, 32, 4096, high)
+
+
+def test_halves_round_to_even_and_small_frames_are_enlarged() -> None:
+    published = PreprocessConfig()
+    assert smart_resize(112, 112, factor=32, min_pixels=1, max_pixels=10**7) == (128, 128)
+    assert published.image_grid(128, 128) == (1, 16, 16)
+    assert published.image_grid(480, 640) == (1, 30, 40)
+
+
+@pytest.mark.parametrize("height_width", [(32, 32), (96, 96), (96, 160), (256, 320)])
+def test_without_resize_it_equals_the_published_processor(height_width: tuple[int, int]) -> None:
+    height, width = height_width
+    frames = noise(3, height, width)
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 1024, "longest_edge": 2**24},
+        patch_size=16,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    theirs = processor(images=list(frames), return_tensors="pt")
+    ours = preprocess_images(frames, PreprocessConfig(min_pixels=1024))
+    assert torch.equal(ours.grid_thw, theirs["image_grid_thw"])
+    # The slow (PIL) processor divides by 255 first, which rounds the last bit of a float.
+    assert torch.allclose(ours.pixel_values, theirs["pixel_values"], rtol=0, atol=6e-8)
+
+
+def test_normalisation_is_the_fused_one_of_the_gpu_processor_to_the_bit() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    frames = np.tile(np.repeat(levels, 3, axis=-1), (1, 2, 2, 1))
+    ours = preprocess_images(frames, PreprocessConfig(min_pixels=1024))
+    expected = (np.arange(256, dtype=np.float32) - np.float32(127.5)) / np.float32(127.5)
+    first_patch = ours.pixel_values[0].reshape(3, 2, 256)
+    for plane in first_patch.reshape(6, 256):
+        assert torch.equal(plane, torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("height_width", [(84, 84), (112, 200), (480, 641), (720, 1280)])
+def test_with_resize_it_interpolates_uint8_with_antialiasing(height_width: tuple[int, int]) -> None:
+    height, width = height_width
+    frames = noise(1, height, width)
+    config = PreprocessConfig(min_pixels=65_536, max_pixels=2**18)
+    ours = preprocess_images(frames, config)
+    high, wide = smart_resize(height, width, factor=32, min_pixels=65_536, max_pixels=2**18)
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2),
+        size=(high, wide),
+        mode="bicubic",
+        antialias=True,
+    )
+    again = preprocess_images(resized.permute(0, 2, 3, 1).numpy(), config)
+    assert ours.grid == (1, high // 16, wide // 16)
+    assert torch.equal(ours.pixel_values, again.pixel_values)
+
+
+def test_video_pairs_frames_and_repeats_an_odd_last_one() -> None:
+    frames = noise(3, 64, 96)
+    config = PreprocessConfig(min_pixels=1024)
+    video = preprocess_video(frames, config)
+    padded = preprocess_video(np.concatenate((frames, frames[-1:])), config)
+    assert video.grid == (2, 4, 6)
+    assert torch.equal(video.pixel_values, padded.pixel_values)
+    # A pair of equal frames is what a picture is.
+    still = preprocess_video(np.repeat(frames[:1], 2, axis=0), config)
+    assert torch.equal(still.pixel_values, preprocess_images(frames[:1], config).pixel_values)
+    # Row 0 holds channel 0 of frame 0, then of frame 1.
+    first = video.pixel_values[0].reshape(3, 2, 16, 16)
+    expected = (torch.from_numpy(frames[:2, :16, :16, 1]).float() - 127.5) / 127.5
+    assert torch.equal(first[1], expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 5), rows=st.integers(1, 4), columns=st.integers(1, 4))
+def test_frames_do_not_influence_each_other(count: int, rows: int, columns: int) -> None:
+    frames = noise(count, rows * 32, columns * 32)
+    config = PreprocessConfig(min_pixels=1024)
+    together = preprocess_images(frames, config).pixel_values.reshape(count, -1, 1536)
+    for index in range(count):
+        alone = preprocess_images(frames[index : index + 1], config).pixel_values
+        assert torch.equal(together[index], alone)
+
+
+def test_crop_takes_the_box_and_refuses_other_sizes() -> None:
+    config = PreprocessConfig(min_pixels=1024, frame_size=(128, 128), crop=(0, 16, 96, 96))
+    frames = noise(2, 128, 128)
+    cut = preprocess_images(frames[:, 0:96, 16:112], PreprocessConfig(min_pixels=1024))
+    assert torch.equal(preprocess_images(frames, config).pixel_values, cut.pixel_values)
+    assert config.image_grid(128, 128) == (1, 6, 6)
+    with pytest.raises(FrameError, match=r"trained on frames of 128x128 .* got 96x128"):
+        preprocess_images(noise(2, 128, 96), config)
+    with pytest.raises(FrameError, match="must lie inside"):
+        preprocess_images(noise(1, 64, 64), PreprocessConfig(crop=(0, 0, 96, 96)))
+
+
+def test_read_only_frames_are_accepted_and_never_changed() -> None:
+    frames = noise(2, 64, 64)
+    before = frames.copy()
+    frames.setflags(write=False)
+    preprocess_images(frames, PreprocessConfig(min_pixels=1024))
+    assert np.array_equal(frames, before)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 32, 32, 3), np.float32),
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((1, 32, 32, 4), np.uint8),
+        np.zeros((0, 32, 32, 3), np.uint8),
+    ],
+)
+def test_other_shapes_and_dtypes_are_refused(frames: np.ndarray) -> None:
+    with pytest.raises(FrameError, match="must be"):
+        preprocess_images(frames, PreprocessConfig())
+    with pytest.raises(FrameError, match="must be"):
+        preprocess_video(frames, PreprocessConfig())
+
+
+def test_extreme_shapes_are_refused() -> None:
+    with pytest.raises(FrameError, match="within a factor of 200"):
+        preprocess_images(np.zeros((1, 2, 500, 3), np.uint8), PreprocessConfig())
+
+
+def test_settings_are_read_in_both_spellings(tmp_path: Path) -> None:
+    assert load_preprocess_config(tmp_path) == PreprocessConfig()
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"min_pixels": 4096, "max_pixels": 589_824, "patch_size": 14, "merge_size": 2})
+    )
+    old = load_preprocess_config(tmp_path)
+    assert (old.min_pixels, old.max_pixels, old.patch, old.factor) == (4096, 589_824, 14, 28)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "size": {"shortest_edge": 1024, "longest_edge": 2048},
+                "image_mean": [0.1, 0.2, 0.3],
+                "image_std": [1, 1, 1],
+                "temporal_patch_size": 2,
+            }
+        )
+    )
+    (tmp_path / "video_preprocessor_config.json").write_text(
+        json.dumps({"size": {"shortest_edge": 1, "longest_edge": 2}})
+    )
+    (tmp_path / "procreward.json").write_text(
+        json.dumps({"frame_size": [128, 96], "crop": [0, 16, 96, 96]})
+    )
+    new = load_preprocess_config(tmp_path)
+    assert new == PreprocessConfig(
+        min_pixels=1024,
+        max_pixels=2048,
+        video_min_pixels=1,
+        video_max_pixels=2,
+        mean=(0.1, 0.2, 0.3),
+        std=(1.0, 1.0, 1.0),
+        frame_size=(128, 96),
+        crop=(0, 16, 96, 96),
+    )
+
+
+def test_broken_settings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ModelError, match="must be a JSON object"):
+        load_preprocess_config(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="got a list"):
+        load_preprocess_config(tmp_path)
+    with pytest.raises(ConfigError, match="min_pixels"):
+        PreprocessConfig(min_pixels=100, max_pixels=10)
+    with pytest.raises(ConfigError, match="patch"):
+        PreprocessConfig(patch=0)
+    with pytest.raises(ConfigError, match="std"):
+        PreprocessConfig(std=(0.0, 1.0, 1.0))
