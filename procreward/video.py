@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +19,11 @@ from procreward.runner import DueQuery
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.types import Frame
 
-__all__ = ["VideoRecord", "read_video", "score_video"]
+__all__ = ["VideoReader", "VideoRecord", "score_video"]
 
 VIEW = "video"
 
+_RATE = re.compile(r"Video:.*?(\d+(?:\.\d+)?) fps")
 _ANSWER_SENTENCE = re.compile(r"[^.\n]*<progress>.*", re.IGNORECASE | re.DOTALL)
 
 
@@ -116,22 +119,26 @@ def score_video(
         max_consecutive_failures=max_consecutive_failures,
     )
     plan = StreamPlan.from_config(config)
-    fps, frames = read_video(path, frame_size=frame_size)
-    stream, runner = EpisodeStream(plan, fps=fps), plan.runner()
+    with VideoReader(path, frame_size=frame_size) as video:
+        return _score(video, str(path), instruction, plan)
+
+
+def _score(video: VideoReader, path: str, instruction: str, plan: StreamPlan) -> list[VideoRecord]:
+    stream, runner = EpisodeStream(plan, fps=video.fps), plan.runner()
     records: list[VideoRecord] = []
-    for index, (frame, last) in enumerate(_with_last(frames)):
+    for index, (frame, last) in enumerate(_with_last(iter(video))):
         if index == 0:
             dues = stream.begin({VIEW: frame}, instruction)
         else:
             dues = stream.advance({VIEW: frame}, index, truncated=last)
         outcome = stream.apply(runner.run(dues))
         if dues:
-            records.append(_record(path, stream, dues[0], outcome, len(records), fps))
+            records.append(_record(path, stream, dues[0], outcome, len(records), video.fps))
     return records
 
 
 def _record(
-    path: str | Path,
+    path: str,
     stream: EpisodeStream,
     due: DueQuery,
     outcome: Outcome,
@@ -141,7 +148,7 @@ def _record(
     score = outcome.score
     text = "" if score is None else score.text
     return VideoRecord(
-        video_path=str(path),
+        video_path=path,
         task=stream.instruction,
         sample_index=sample_index,
         frame_index=outcome.step,
@@ -163,57 +170,110 @@ def _with_last(frames: Iterator[Frame]) -> Iterator[tuple[Frame, bool]]:
         yield frame, ahead is None
 
 
-def read_video(
-    path: str | Path, *, frame_size: tuple[int, int] | None = None
-) -> tuple[float, Iterator[Frame]]:
-    """Open a video file.
+class VideoReader:
+    """The frames of a video file, decoded as they are asked for; a context manager.
 
-    Args:
-        path: A file that ffmpeg can read.
-        frame_size: ``(width, height)`` in pixels that frames are resized to; None leaves them.
-
-    Returns:
-        Frames per second, and the frames in order, each ``(height, width, 3) uint8``, read as they
-        are asked for.
-
-    Raises:
-        ConfigError: If there is no such file.
-        FrameError: If it is not a video; for a file without a single whole frame, at the first one.
+    Attributes:
+        fps: Frames per second.
     """
-    import imageio_ffmpeg  # type: ignore[import-untyped]
 
-    if not Path(path).is_file():
-        raise ConfigError(f"`path` must be a video file, got {str(path)!r}: there is no such file.")
-    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
-    try:
-        meta = next(reader)
-    except (OSError, RuntimeError, StopIteration) as error:
-        reader.close()
-        reason = str(error).strip().splitlines()
-        raise FrameError(
-            f"{str(path)!r} cannot be read as a video; it may be damaged or of another kind. "
-            f"ffmpeg: {reason[-1] if reason else 'no output'}"
-        ) from error
-    if not meta["fps"] > 0:
-        reader.close()
-        raise FrameError(f"{str(path)!r} must state how many frames a second it has, got none.")
-    return float(meta["fps"]), _decoded(reader, path, meta, frame_size)
+    def __init__(self, path: str | Path, *, frame_size: tuple[int, int] | None = None) -> None:
+        """Start decoding.
 
+        Args:
+            path: A file that ffmpeg can read.
+            frame_size: ``(width, height)`` in pixels that frames are resized to; None leaves them.
 
-def _decoded(
-    reader: Any, path: str | Path, meta: Mapping[str, Any], size: tuple[int, int] | None
-) -> Iterator[Frame]:
-    width, height = meta["size"]
-    count = 0
-    try:
-        for data in reader:
-            frame = np.frombuffer(data, np.uint8).reshape(height, width, 3)
-            yield frame if size is None else _resized(frame, size)
+        Raises:
+            ConfigError: If there is no such file.
+            FrameError: If not a single frame of it can be decoded.
+        """
+        import imageio_ffmpeg  # type: ignore[import-untyped]
+
+        self._path, self._size = str(path), frame_size
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"`path` must be a video file, got {self._path!r}: there is no such file."
+            )
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", self._path]
+        # Pictures with a header each, so that their size need not be known beforehand.
+        command += ["-map", "0:v:0", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
+        # A file, since a pipe that nobody reads would block ffmpeg.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._said)
+        try:
+            self._first = self._read()
+            if self._first is None:
+                raise FrameError(
+                    f"{self._path!r} cannot be read as a video; it may be damaged or of another "
+                    f"kind. ffmpeg: {self._last_words()}"
+                )
+            self.fps = self._rate()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> VideoReader:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop decoding."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop decoding; the frames so far stay valid."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._said.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the frames in order, each ``(height, width, 3) uint8``; works once.
+
+        Raises:
+            FrameError: If ffmpeg gives up before the end.
+        """
+        frame, self._first = self._first, None
+        count = 0
+        while frame is not None:
+            yield frame if self._size is None else _resized(frame, self._size)
             count += 1
-    finally:
-        reader.close()
-    if count == 0:
-        raise FrameError(f"{str(path)!r} has no frame that can be decoded; it may be cut off.")
+            frame = self._read()
+        if self._process.wait() != 0:
+            raise FrameError(
+                f"{self._path!r} is damaged after {count} frames. ffmpeg: {self._last_words()}"
+            )
+
+    def _read(self) -> Frame | None:
+        stream = self._process.stdout
+        assert stream is not None
+        if stream.readline() != b"P6\n":
+            return None
+        width, height = map(int, stream.readline().split())
+        stream.readline()
+        data = stream.read(3 * width * height)
+        if len(data) < 3 * width * height:
+            return None
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+    def _rate(self) -> float:
+        found = _RATE.search(self._report())
+        if found is None or float(found[1]) <= 0:
+            raise FrameError(
+                f"{self._path!r} must state how many frames a second it has, got none."
+            )
+        return float(found[1])
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        lines = self._report().strip().splitlines()
+        return lines[-1].strip() if lines else "no output"
+
+    def _report(self) -> str:
+        self._said.seek(0)
+        return self._said.read().decode(errors="replace")
 
 
 def _resized(frame: Frame, size: tuple[int, int]) -> Frame:
