@@ -69,8 +69,8 @@ def _draw_panel(panel: Axes, kind: str, records: Sequence[EpisodeRecord]) -> Non
     """Draw all episodes of one policy."""
     for index, record in enumerate(records):
         _draw_episode(panel, record, _COLOURS[index % len(_COLOURS)])
-    wins = sum(record.env_success for record in records)
-    panel.set_title(f"{kind}: {wins} of {len(records)} succeed", fontsize=10.5)
+    wins = sum(record.final_success for record in records)
+    panel.set_title(f"{kind}: {wins} of {len(records)} end in success", fontsize=10.5)
     panel.set_xlabel("environment step")
     panel.set_ylim(-0.04, 1.16)
     panel.set_xlim(left=0)

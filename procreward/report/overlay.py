@@ -125,12 +125,13 @@ def _draw_header(
     title = f"{task}   {record.policy} {record.episode}   step {seen[-1].step}/{record.steps}"
     draw.text((_MARGIN, 24), title, fill=INK, font=font(20), anchor="lm")
     right = _WIDTH - _MARGIN
-    for shown, label, colour in (
-        (any(entry.success for entry in seen), "env: success", GOOD),
-        (any(entry.complete for entry in seen), "model: complete", DECLARED),
+    for name, moments, colour in (
+        ("env: success", [entry.success for entry in seen], GOOD),
+        ("model: complete", [entry.complete for entry in seen], DECLARED),
     ):
-        if shown:
-            right = _draw_badge(draw, right, label, colour) - 8
+        if any(moments):
+            label, fill = (name, colour) if moments[-1] else (f"{name} lost", FAINT)
+            right = _draw_badge(draw, right, label, fill) - 8
 
 
 def _draw_badge(draw: ImageDraw.ImageDraw, right: int, label: str, colour: Colour) -> int:

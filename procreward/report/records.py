@@ -106,6 +106,11 @@ class EpisodeRecord:
         return next((entry.step for entry in self.trace if entry.success), None)
 
     @property
+    def final_success(self) -> bool:
+        """Whether the environment reported success at the last step."""
+        return self.trace[-1].success
+
+    @property
     def complete_step(self) -> int | None:
         """First step at which the model counted the task as done, or None."""
         return next((entry.step for entry in self.trace if entry.complete), None)

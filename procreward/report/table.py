@@ -45,15 +45,17 @@ def _row(record: EpisodeRecord) -> tuple[str, ...]:
         str(record.steps),
         f"{record.episode_return:+.3f}",
         "none" if progress is None else f"{100 * progress:.0f} %",
-        _moment(record.complete_step),
-        _moment(record.success_step),
+        _moment(record.complete_step, held=record.trace[-1].complete),
+        _moment(record.success_step, held=record.final_success),
         str(record.queries),
         str(record.invalid_answers),
     )
 
 
-def _moment(step: int | None) -> str:
-    return "no" if step is None else f"step {step}"
+def _moment(step: int | None, *, held: bool) -> str:
+    if step is None:
+        return "no"
+    return f"step {step}" if held else f"step {step}, lost"
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -50,6 +50,13 @@ def test_badges_appear_with_their_moment() -> None:
     assert [count(part, chart.GOOD) > 500 for part in header] == [False] * 4 + [True]
 
 
+def test_a_badge_turns_grey_when_success_is_lost() -> None:
+    trace = (step_trace(0, success=True), step_trace(1))
+    header = [draw_overlay(episode(trace=trace), plain(RED), step)[8:40] for step in (0, 1)]
+    assert [count(part, chart.GOOD) > 500 for part in header] == [True, False]
+    assert [count(part, chart.FAINT) > 500 for part in header] == [False, True]
+
+
 def test_nothing_of_the_future_is_shown() -> None:
     early = (step_trace(0), step_trace(1), step_trace(2, reward=0.1))
     ends = [

@@ -76,6 +76,8 @@ def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
 
 def test_moments_are_the_first_ones() -> None:
     assert (episode().complete_step, episode().success_step) == (3, 4)
+    assert episode().final_success
     quiet = episode(trace=(step_trace(0), step_trace(1)))
     assert (quiet.complete_step, quiet.success_step) == (None, None)
+    assert not quiet.final_success
     assert episode("fail", 2).name == "fail-2"

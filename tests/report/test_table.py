@@ -21,3 +21,8 @@ def test_table_line_by_line() -> None:
         trace=(step_trace(0), step_trace(1)),
     )
     assert format_table([episode(), idle]) == EXPECTED
+
+
+def test_success_that_did_not_last_is_said() -> None:
+    lost = episode(trace=(step_trace(0, success=True, complete=True), step_trace(1)))
+    assert format_table([lost]).count("step 0, lost") == 2

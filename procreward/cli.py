@@ -1,0 +1,227 @@
+"""The ``procreward`` command.
+
+::
+
+    procreward demo              roll out policies with a model's reward; videos, curves, a table
+    procreward verify env ID     check an environment, wrapped
+    procreward verify scorer N   check a reward model
+    procreward score VIDEO ...   progress along a video, as JSON lines
+
+Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
+status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import tyro
+
+from procreward.demo import DemoConfig
+from procreward.errors import ProcrewardError
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyEnv:
+    """Check an environment: Gymnasium's own checks, then those of the wrapper around it."""
+
+    id: tyro.conf.Positional[str]
+    """Gymnasium id, such as "procreward/Lift-v0"; "module:id" imports the module first."""
+    scorer: str = "constant"
+    """The reward model in the wrapper."""
+    instruction: str | None = None
+    """The task in words; default: what the environment says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyScorer:
+    """Check a reward model against the scorer's contract."""
+
+    name: tyro.conf.Positional[str]
+    """Preset, registered scorer, model folder or hub id."""
+
+
+_Verified: TypeAlias = (
+    Annotated[VerifyEnv, tyro.conf.subcommand("env", prefix_name=False)]
+    | Annotated[VerifyScorer, tyro.conf.subcommand("scorer", prefix_name=False)]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verify:
+    """Check an environment or a reward model, and explain what fails."""
+
+    what: _Verified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Print a model's progress (percent) along a video, one JSON object a query."""
+
+    video: tyro.conf.Positional[Path]
+    """The video file."""
+    instruction: str
+    """The task in words."""
+    scorer: str = "nano"
+    """Preset, registered scorer, model folder or hub id."""
+    every_k_frames: int = 1
+    """Frames from one query to the next."""
+    window_frames: int | None = None
+    """Frames in a query; default: what suits the scorer."""
+    frame_stride_frames: int | None = None
+    """Video frames between neighbouring frames of a query; default: what suits the scorer."""
+    frame_size: tuple[int, int] | None = None
+    """Width and height in pixels that frames are resized to; default: as they are."""
+
+
+_Command: TypeAlias = (
+    Annotated[DemoConfig, tyro.conf.subcommand("demo", prefix_name=False)]
+    | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+    | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arguments:
+    """Dense rewards for robot learning from camera frames."""
+
+    command: _Command
+    debug: bool = False
+    """Show tracebacks and debug logging."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        argv: Arguments without the program's name; default: those of the process.
+
+    Raises:
+        SystemExit: Always: 0 when all went well, 1 when a check failed, 2 on an error.
+    """
+    arguments = tyro.cli(
+        _Arguments,
+        prog="procreward",
+        description=_Arguments.__doc__,
+        args=None if argv is None else list(argv),
+        config=(
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.PositionalMetavarFromFieldName,
+        ),
+    )
+    level = logging.DEBUG if arguments.debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status = _run(arguments.command)
+    except ProcrewardError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    raise SystemExit(status)
+
+
+def _run(command: DemoConfig | Verify | Score) -> int:
+    """Run one command and return the exit status."""
+    if isinstance(command, DemoConfig):
+        from procreward.demo import run_demo
+
+        run_demo(command, print)
+        return 0
+    if isinstance(command, Score):
+        return _score(command)
+    return _verify(command.what)
+
+
+def _verify(what: VerifyEnv | VerifyScorer) -> int:
+    """Run the conformance suites and print every check."""
+    from procreward.testing import check_scorer
+
+    if isinstance(what, VerifyScorer):
+        report = check_scorer(what.name, raise_on_failure=False)
+        print(report)
+        return 0 if report.ok else 1
+    return _verify_env(what)
+
+
+def _verify_env(what: VerifyEnv) -> int:
+    from procreward.demo import make_env
+    from procreward.testing import Suite, check_wrapper
+    from procreward.wrapper import ProgressReward
+
+    env = make_env(what.id)
+    try:
+        wrapped = ProgressReward(env, scorer=what.scorer, instruction=what.instruction)
+        gymnasium, notes = Suite(f"{what.id}, by Gymnasium"), list[str]()
+        gymnasium.run(
+            "check_env",
+            "spaces, seeding, reset and step are as Gymnasium defines them",
+            lambda: _gymnasium_finds(env, notes),
+        )
+        reports = (
+            gymnasium.report(),
+            replace(
+                check_wrapper(wrapped, raise_on_failure=False),
+                subject=f"{what.id}, wrapped, scorer {what.scorer}",
+            ),
+        )
+    finally:
+        env.close()
+    for report in reports:
+        print(report)
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}")
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _gymnasium_finds(env: gym.Env[Any, Any], notes: list[str]) -> str:
+    """Return nothing or raise, as a point of a suite does; collect advice in ``notes``."""
+    import warnings
+
+    from gymnasium.utils.env_checker import check_env
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # Every render mode would be made anew; our own checks look at the pictures.
+        check_env(env.unwrapped, skip_render_check=True)
+    notes += [_plain(str(warning.message)) for warning in caught]
+    return ""
+
+
+def _plain(text: str) -> str:
+    """Strip colour codes and Gymnasium's prefix off a warning."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).removeprefix("WARN: ")
+
+
+def _score(command: Score) -> int:
+    """Print the records of a video."""
+    from procreward.video import score_video
+
+    records = score_video(
+        command.video,
+        command.instruction,
+        command.scorer,
+        every_k_frames=command.every_k_frames,
+        window_frames=command.window_frames,
+        frame_stride_frames=command.frame_stride_frames,
+        frame_size=command.frame_size,
+    )
+    for record in records:
+        print(json.dumps(record.as_procvlm(), ensure_ascii=False))
+    return 0

@@ -1,0 +1,318 @@
+"""The demonstration: roll out policies in a wrapped environment, show what the reward model saw.
+
+Checks come first (:func:`prepare`), so that what is missing is said before any work is done; then
+:func:`run_demo` writes one overlay video per episode, ``progress.png`` and ``episodes.jsonl``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from procreward.errors import (
+    ConfigError,
+    MissingDependencyError,
+    UnknownNameError,
+    UnsupportedEnvError,
+)
+from procreward.registry import get_scorer, resolve
+from procreward.report.curves import write_progress_figure
+from procreward.report.overlay import write_overlay_video
+from procreward.report.records import EpisodeRecord, write_records
+from procreward.report.table import format_table
+from procreward.rollout import Policy, RandomPolicy, run_episode
+from procreward.wrapper import ProgressReward
+
+__all__ = ["DemoConfig", "make_env", "make_policy", "prepare", "run_demo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """Roll out policies in an environment whose reward comes from a model, and show the result."""
+
+    env: str = "procreward/Lift-v0"
+    """Gymnasium id of the environment; "module:id" imports the module first."""
+    scorer: str = "nano"
+    """Preset, registered scorer, model folder or hub id that gives progress."""
+    judge: str | None = None
+    """A second model that decides completion; without one, progress decides."""
+    policy: tuple[str, ...] = ("expert", "fail", "random")
+    """Kinds of policy: "random", or a scripted expert where the environment has them."""
+    episodes: int = 3
+    """Episodes of each policy."""
+    instruction: str | None = None
+    """The task in words; default: what the environment says."""
+    every_k_steps: int = 8
+    """Environment steps between two queries."""
+    gamma: float = 1.0
+    """Discount of the shaping; at 1.0 the return is the progress gained since the reset."""
+    max_steps: int | None = None
+    """Steps after which an episode is cut off; default: the environment's own horizon."""
+    seed: int = 0
+    """Seed of the first episode of each policy; the following ones count up from it."""
+    out: Path = Path("runs/demo")
+    """Folder of the videos, the figure and the records."""
+    fps: float = 10.0
+    """Frames per second of the videos."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("episodes", 1), ("every_k_steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigError(f"`{name}` must be at least {least}, got {value}.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"`max_steps` must be at least 1, got {self.max_steps}.")
+        if not self.policy:
+            raise ConfigError('`policy` must name at least one policy, such as "random", got none.')
+        if not self.fps > 0:
+            raise ConfigError(f"`fps` must be above 0, got {self.fps}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What :func:`prepare` made ready.
+
+    Attributes:
+        env: The wrapped environment.
+        policies: Kinds of policy to run, without repetition.
+        horizon: Most steps of an episode.
+        figures: Whether figures can be drawn.
+        notes: What the user should know, in sentences.
+    """
+
+    env: gym.Env[Any, Any]
+    policies: tuple[str, ...]
+    horizon: int
+    figures: bool
+    notes: tuple[str, ...]
+
+
+def prepare(config: DemoConfig) -> Stage:
+    """Check everything that a run needs, and build it.
+
+    In this order: the names of policies and models, the output folder, the
+    environment and a first picture (which needs an OpenGL context where there is a simulator), the
+    weights of the models.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        What the run needs.
+
+    Raises:
+        ConfigError: If the folder cannot be written to or a setting is wrong.
+        UnknownNameError: If there is no such environment, scorer or policy.
+        MissingDependencyError: If a simulator or a system library is not installed.
+        ModelError: If weights cannot be loaded.
+        UnsupportedEnvError: If the environment gives no pictures.
+    """
+    policies, notes = choose_policies(config.env, config.policy)
+    names = [config.scorer] if config.judge is None else [config.scorer, config.judge]
+    handles = [resolve(name) for name in names]
+    _check_folder(config.out)
+    env = make_env(config.env, max_steps=config.max_steps)
+    try:
+        horizon = env.spec.max_episode_steps if env.spec is not None else None
+        if horizon is None:
+            raise ConfigError(
+                f"`max_steps` must be given, got None: {config.env} has no time limit of its own."
+            )
+        _check_picture(env, config)
+        for handle in handles:
+            get_scorer(handle)
+        wrapped = ProgressReward(
+            env,
+            scorer=config.scorer,
+            judge=config.judge,
+            instruction=config.instruction,
+            every_k_steps=config.every_k_steps,
+            gamma=config.gamma,
+        )
+    except BaseException:
+        env.close()
+        raise
+    figures = importlib.util.find_spec("matplotlib") is not None
+    if not figures:
+        notes = (*notes, "no progress.png without matplotlib: pip install 'procreward[report]'.")
+    return Stage(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
+
+
+def _check_picture(env: gym.Env[Any, Any], config: DemoConfig) -> None:
+    env.reset(seed=config.seed)
+    try:
+        picture = env.render()
+    except gym.error.DependencyNotInstalled as error:
+        raise MissingDependencyError(f"{config.env} cannot be rendered: {error}") from error
+    if picture is None:
+        raise UnsupportedEnvError(f"{config.env} gives no pictures in mode 'rgb_array'.")
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"`out` must be a folder that can be written to, got {str(folder)!r}: {error}."
+        ) from error
+
+
+def make_env(env_id: str, *, max_steps: int | None = None) -> gym.Env[Any, Any]:
+    """Make a registered environment that renders to arrays.
+
+    Args:
+        env_id: A Gymnasium id; those of :mod:`procreward.envs` need no module prefix.
+        max_steps: Time limit in steps, or None for the registered one.
+
+    Raises:
+        UnknownNameError: If there is no such id.
+        MissingDependencyError: If the environment's package is not installed.
+        UnsupportedEnvError: If the environment cannot be made.
+    """
+    import procreward.envs  # noqa: F401  registers
+
+    try:
+        return gym.make(env_id, render_mode="rgb_array", max_episode_steps=max_steps)
+    except (gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
+        known = [name for name in gym.registry if name.startswith("procreward/")]
+        raise UnknownNameError("environment", env_id, known) from error
+    except ImportError as error:
+        if isinstance(error, MissingDependencyError):
+            raise
+        raise MissingDependencyError(
+            f"{env_id} needs a package that is not installed ({error}); install it first."
+        ) from error
+    except gym.error.DependencyNotInstalled as error:
+        raise MissingDependencyError(f"{env_id} needs more than is installed: {error}") from error
+    except gym.error.Error as error:
+        raise UnsupportedEnvError(f"{env_id} cannot be made: {error}") from error
+
+
+def choose_policies(env_id: str, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Decide which kinds of policy can run in an environment.
+
+    Args:
+        env_id: The environment.
+        wanted: Kinds of policy.
+
+    Returns:
+        The kinds without repetition, scripted ones replaced by "random" where the environment has
+        no experts; and sentences that say so.
+
+    Raises:
+        UnknownNameError: If there is no such kind.
+    """
+    from procreward.envs.experts import KINDS
+
+    for kind in wanted:
+        if kind not in KINDS:
+            raise UnknownNameError("policy", kind, KINDS)
+    scripted = [kind for kind in wanted if kind != "random"]
+    if not scripted or _has_experts(env_id):
+        return tuple(dict.fromkeys(wanted)), ()
+    note = f"{env_id} has no scripted experts ({', '.join(scripted)}): actions are random."
+    return ("random",), (note,)
+
+
+def _has_experts(env_id: str) -> bool:
+    from procreward.envs.experts import make_expert
+
+    try:
+        make_expert(env_id, "expert", 0)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def make_policy(env_id: str, kind: str, seed: int) -> Policy:
+    """Make a policy of a kind.
+
+    Args:
+        env_id: The environment it acts in.
+        kind: "random" for uniform actions, else a kind of scripted expert.
+        seed: Seed of what the policy draws.
+
+    Raises:
+        UnknownNameError: If there is no such kind, or no expert for the environment.
+    """
+    if kind == "random":
+        return RandomPolicy(seed)
+    from procreward.envs.experts import make_expert
+
+    expert: Policy = make_expert(env_id, kind, seed)
+    return expert
+
+
+def run_demo(config: DemoConfig, say: Callable[[str], None]) -> tuple[Path, ...]:
+    """Run the demonstration.
+
+    Args:
+        config: The settings.
+        say: Takes every line or block of text meant for the user.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ProcrewardError: As :func:`prepare` says.
+    """
+    stage = prepare(config)
+    for note in stage.notes:
+        say(f"note: {note}")
+    try:
+        records, videos = _run_all(config, stage)
+    finally:
+        stage.env.close()
+    files = [*videos, config.out / "episodes.jsonl"]
+    write_records(records, files[-1])
+    if stage.figures:
+        files.append(config.out / "progress.png")
+        write_progress_figure(records, files[-1])
+    say(format_table(records))
+    say("\nwritten:\n" + "\n".join(f"  {path}" for path in files))
+    return tuple(files)
+
+
+def _run_all(config: DemoConfig, stage: Stage) -> tuple[list[EpisodeRecord], list[Path]]:
+    """Roll out every policy; each video is written as soon as its episode is over."""
+    from tqdm import tqdm
+
+    def advance(_: int) -> None:
+        bar.update(1)
+
+    records: list[EpisodeRecord] = []
+    videos: list[Path] = []
+    total = len(stage.policies) * config.episodes * stage.horizon
+    with tqdm(total=total, unit="step", mininterval=0.5) as bar:
+        for kind in stage.policies:
+            for number in range(config.episodes):
+                bar.set_description(f"{kind} {number}")
+                seed = config.seed + number
+                rollout = run_episode(
+                    stage.env,
+                    make_policy(config.env, kind, seed),
+                    seed=seed,
+                    env_id=config.env,
+                    policy_name=kind,
+                    scorer_name=config.scorer,
+                    episode=number,
+                    on_step=advance,
+                )
+                record = rollout.record
+                path = config.out / f"{record.name}.mp4"
+                write_overlay_video(
+                    record, rollout.frames, path, frame_steps=rollout.frame_steps, fps=config.fps
+                )
+                bar.update(stage.horizon - record.steps)
+                records.append(record)
+                videos.append(path)
+    return records, videos
