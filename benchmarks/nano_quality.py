@@ -1,0 +1,283 @@
+"""How good the shipped model is, on held-out seeds, through the same scorer that users call.
+
+    python benchmarks/nano_quality.py --out nano_quality.json
+
+renders held-out episodes once into ``--data`` (seeds from 1,000,000 on, never trained on) and
+writes a flat dictionary of figures; every per-task figure has the task's name as suffix. Progress
+errors are in points of a percentage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from procreward.config import Preset, load_preset
+from procreward.models.nano import WEIGHTS
+from procreward.models.nano.metrics import auc, balanced_accuracy, spearman
+from procreward.models.nano.readout import episode_windows
+from procreward.models.nano.render import TEST_SEEDS, render_shards
+from procreward.models.nano.shards import Shard, read_shard
+from procreward.models.nano.tasks import TASKS, get_task
+from procreward.registry import get_scorer, resolve
+from procreward.types import Query, Scorer
+from tqdm import tqdm
+
+Floats = npt.NDArray[np.float64]
+MOVING_POINTS = 15.0
+PEAK_POINTS = 40.0
+STATIC_QUERIES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Episode:
+    """A held-out episode."""
+
+    task: str
+    kind: str
+    instruction: str
+    frames: npt.NDArray[np.uint8]
+    truth: Floats
+    success: npt.NDArray[np.bool_]
+
+    def queries(self, rows: npt.NDArray[np.int64], instruction: str | None = None) -> list[Query]:
+        """Return one query per row of frame indices ``(windows, 4)``."""
+        text = self.instruction if instruction is None else instruction
+        return [
+            Query(
+                frames={"camera": self.frames[row]},
+                instruction=text,
+                frame_steps=tuple(int(i) for i in row),
+                fps=5.0,
+            )
+            for row in rows
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """An episode with what the model said about it, in points; NaN where invalid."""
+
+    episode: Episode
+    predicted: Floats
+
+    @property
+    def failed(self) -> bool:
+        """Whether the episode ends without success."""
+        return not bool(self.episode.success[-1])
+
+    @property
+    def moving(self) -> bool:
+        """Whether the true progress moves enough to be ranked."""
+        return float(np.ptp(self.episode.truth)) >= MOVING_POINTS
+
+    def held(self) -> Floats:
+        """Return the predictions with invalid ones replaced by the last valid one, as in use."""
+        values = self.predicted.copy()
+        for index in np.flatnonzero(np.isnan(values)):
+            values[index] = values[index - 1] if index else 0.0
+        return values
+
+    def rho(self) -> float:
+        """Return the rank correlation with the truth."""
+        return spearman(self.held(), self.episode.truth)
+
+    def clock(self) -> float:
+        """Return the rank correlation of elapsed time with the truth."""
+        return spearman(np.arange(len(self.predicted)), self.episode.truth)
+
+
+def load_episodes(data: Path, per_task: int) -> list[Episode]:
+    """Render what is missing and read the held-out episodes."""
+    episodes = []
+    for name in TASKS:
+        for path in render_shards(
+            get_task(name), episodes=per_task, seed_start=TEST_SEEDS, out=data, shard_size=25
+        ):
+            episodes += split(read_shard(path))
+    return episodes
+
+
+def split(shard: Shard) -> list[Episode]:
+    """Return a shard's episodes."""
+    episodes = []
+    for number, start in enumerate(shard.starts()):
+        part = slice(int(start), int(start + shard.lengths[number]))
+        episodes.append(
+            Episode(
+                task=shard.task,
+                kind=shard.kinds[number],
+                instruction=shard.instruction,
+                frames=shard.frames[part],
+                truth=100.0 * shard.progress[part].astype(np.float64),
+                success=shard.success[part],
+            )
+        )
+    return episodes
+
+
+def build_scorer(preset: Preset, mode: str | None) -> Scorer:
+    """Build the scorer of a preset, in another mode if asked."""
+    config = preset.scorer
+    if mode is not None:
+        config = replace(config, options={**config.options, "mode": mode})
+    return get_scorer(resolve(config))
+
+
+def ask(scorer: Scorer, queries: Sequence[Query]) -> Floats:
+    """Return the progress of every query in points, NaN where the model gave none."""
+    scores = scorer.score(queries)
+    return np.array([np.nan if s.progress is None else 100.0 * s.progress for s in scores])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def progress_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the figures of predicted against true progress."""
+    errors = np.concatenate([o.predicted - o.episode.truth for o in outcomes])
+    failing = [o for o in outcomes if o.failed]
+    moving = [o for o in failing if o.moving]
+    of = {kind: [o for o in outcomes if o.episode.kind == kind] for kind in ("expert", "retry")}
+    peaks = [bool(np.nanmax(o.predicted - o.episode.truth) > PEAK_POINTS) for o in failing]
+    misses = [p for p, o in zip(peaks, failing, strict=True) if o.episode.kind == "miss"]
+    return {
+        "spearman_expert": mean([o.rho() for o in of["expert"]]),
+        "spearman_retry": mean([o.rho() for o in of["retry"]]),
+        "spearman_failing": mean([o.rho() for o in moving]),
+        "clock_spearman_expert": mean([o.clock() for o in of["expert"]]),
+        "clock_spearman_retry": mean([o.clock() for o in of["retry"]]),
+        "clock_spearman_failing": mean([o.clock() for o in moving]),
+        "mae_points": float(np.nanmean(np.abs(errors))),
+        "auc_success": auc([o.held()[-1] for o in outcomes], [not o.failed for o in outcomes]),
+        "false_peak_share": mean(peaks),
+        "false_peak_share_miss": mean(misses),
+        "failing_episodes": len(failing),
+        "failing_episodes_moving": len(moving),
+        "miss_episodes": len(misses),
+        "episodes": len(outcomes),
+        "invalid_rate": float(np.isnan(errors).mean()),
+    }
+
+
+def control_figures(scorer: Scorer, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the static-video and instruction controls, over expert episodes."""
+    slopes, right, wrong, reworded = [], [], [], []
+    names = list(TASKS)
+    instructions = {o.episode.task: o.episode.instruction for o in outcomes}
+    for number, outcome in enumerate(o for o in outcomes if o.episode.kind == "expert"):
+        episode = outcome.episode
+        still = np.zeros((STATIC_QUERIES, 4), dtype=np.int64)
+        level = ask(scorer, episode.queries(still)) / 100.0
+        slopes.append(abs(float(np.polyfit(np.linspace(0, 1, len(level)), level, 1)[0])))
+        rows = episode_windows(len(episode.frames))[::3]
+        right.append(float(np.nanmean(outcome.predicted[::3])) / 100.0)
+        own = names.index(episode.task)
+        other = names[(own + 1 + number % (len(names) - 1)) % len(names)]
+        # The environment's own sentence for the other task, or a trained one if not rendered.
+        text = instructions.get(other, TASKS[other].phrasings[0])
+        wrong.append(float(np.nanmean(ask(scorer, episode.queries(rows, text)))) / 100.0)
+        text = TASKS[episode.task].held_out
+        reworded.append(
+            float(np.nanmean(np.abs(ask(scorer, episode.queries(rows, text)) - episode.truth[::3])))
+        )
+    return {
+        "static_slope": max(slopes),
+        "right_instruction_mean": mean(right),
+        "wrong_instruction_mean": mean(wrong),
+        "mae_points_new_wording": mean(reworded),
+    }
+
+
+def judge_figures(judge: Scorer, episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return how well the judge tells complete from not complete, over every second window."""
+    guesses, truths = [], []
+    for episode in tqdm(episodes, desc="judge", leave=False):
+        rows = episode_windows(len(episode.frames))[::2]
+        guesses += [bool(s.complete) for s in judge.score(episode.queries(rows))]
+        truths += episode.success[::2].tolist()
+    return {"judge_balanced_accuracy": balanced_accuracy(guesses, truths)}
+
+
+def milliseconds(scorer: Scorer, episode: Episode, repetitions: int = 30) -> float:
+    """Return the median time of one query on one core."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    queries = episode.queries(episode_windows(len(episode.frames)))
+    times = []
+    for index in range(repetitions):
+        began = time.perf_counter()
+        scorer.score([queries[index % len(queries)]])
+        times.append(1000 * (time.perf_counter() - began))
+    torch.set_num_threads(threads)
+    return float(np.median(times))
+
+
+def by_task(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Return the outcomes of each task that has any."""
+    groups = {name: [o for o in outcomes if o.episode.task == name] for name in TASKS}
+    return {name: group for name, group in groups.items() if group}
+
+
+def run(data: Path, per_task: int, mode: str | None, *, judged: bool) -> dict[str, float | str]:
+    """Measure everything."""
+    preset = load_preset("nano")
+    scorer = build_scorer(preset, mode)
+    episodes = load_episodes(data, per_task)
+    outcomes = [
+        Outcome(episode=e, predicted=ask(scorer, e.queries(episode_windows(len(e.frames)))))
+        for e in tqdm(episodes, desc="progress", leave=False)
+    ]
+    groups = by_task(outcomes)
+    figures: dict[str, float | str] = {
+        "mode": mode or str(preset.scorer.options.get("mode", "reasoning"))
+    }
+    figures |= progress_figures(outcomes) | control_figures(scorer, outcomes)
+    for name, group in groups.items():
+        parts = progress_figures(group) | control_figures(scorer, group)
+        figures |= {f"{key}_{name}": value for key, value in parts.items()}
+    if judged:
+        judge = build_scorer(load_preset("nano-judge"), None)
+        figures |= judge_figures(judge, episodes)
+        for name, group in groups.items():
+            parts = judge_figures(judge, [o.episode for o in group])
+            figures |= {f"{key}_{name}": value for key, value in parts.items()}
+        figures["judge_query_ms_one_core"] = milliseconds(judge, episodes[0])
+    for choice in ("direct", "reasoning"):
+        figures[f"query_ms_one_core_{choice}"] = milliseconds(
+            build_scorer(preset, choice), episodes[0]
+        )
+    figures["query_ms_one_core"] = figures[f"query_ms_one_core_{figures['mode']}"]
+    sizes = [path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()]
+    figures["size_mb"] = sum(sizes) / 1e6
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("data/nano-test"))
+    parser.add_argument("--episodes", type=int, default=100, help="held-out episodes per task")
+    parser.add_argument("--mode", choices=("direct", "reasoning"), default=None)
+    parser.add_argument("--no-judge", action="store_true")
+    args = parser.parse_args()
+    figures = run(args.data, args.episodes, args.mode, judged=not args.no_judge)
+    args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    for key, value in figures.items():
+        if not key.endswith(tuple(f"_{name}" for name in TASKS)):
+            print(f"{key:28} {value}")
+
+
+if __name__ == "__main__":
+    main()
