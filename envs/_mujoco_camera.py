@@ -6,13 +6,19 @@ import atexit
 import functools
 import importlib
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from procreward.envs.metaworld_progress import CameraView
-from procreward.errors import ConfigError, MissingDependencyError, UnknownNameError
+from procreward.errors import (
+    ConfigError,
+    MissingDependencyError,
+    UnknownNameError,
+    UnsupportedEnvError,
+)
 from procreward.types import Frame
 
 __all__ = ["CameraRig"]
@@ -29,7 +35,8 @@ class CameraRig:
     """Draws a model from its own cameras and from extra free cameras.
 
     The OpenGL context is created at the first frame, so that an environment that is built but
-    never looked at costs none. Frames must be drawn on the thread that drew the first one.
+    never looked at costs none. Frames must be drawn on the thread that drew the first one, and not
+    in a process that was forked after that.
 
     Args:
         model: The ``mujoco.MjModel``.
@@ -70,6 +77,8 @@ class CameraRig:
             UnknownNameError: If there is no camera of that name.
             ConfigError: If the size is below one pixel.
             MissingDependencyError: If no OpenGL context can be created.
+            UnsupportedEnvError: If called on another thread than the first frame's, or in a
+                process that was forked from one that has drawn frames.
         """
         if name not in self._names:
             raise UnknownNameError("camera", name, self._names)
@@ -127,6 +136,7 @@ class _Canvas:
         if cheap:
             visual.quality.offsamples = 0
         self._model, self._size = model, (width, height)
+        self._thread = threading.get_ident()
         self._context = _open_context(width, height)
         self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr)
@@ -144,6 +154,11 @@ class _Canvas:
         options = mujoco.MjvOption()
         if not show_sites:
             options.sitegroup[:] = 0
+        if threading.get_ident() != self._thread:
+            raise UnsupportedEnvError(
+                "Frames must be drawn on the thread that drew the environment's first one, because "
+                "OpenGL contexts belong to threads; render there and hand the frame over."
+            )
         self._context.make_current()
         mujoco.mjv_updateScene(
             self._model,
@@ -161,6 +176,8 @@ class _Canvas:
         return np.ascontiguousarray(pixels[::-1])
 
     def free(self) -> None:
+        if _first_process() != os.getpid():
+            return
         self._context.make_current()
         self._mjr.free()
         self._context.free()
@@ -168,6 +185,12 @@ class _Canvas:
 
 def _open_context(width: int, height: int) -> Any:
     """Create an OpenGL context, whatever MuJoCo chose when it was imported."""
+    if _first_process() != os.getpid():
+        # Mesa's worker threads do not survive a fork, and the first frame would wait for ever.
+        raise UnsupportedEnvError(
+            "Frames cannot be drawn in a process forked from one that has drawn frames; start "
+            "workers with context='spawn' or before the first frame."
+        )
     # Chosen here because MuJoCo settles on a window system when it was imported without the
     # variable, and then cannot render without a screen.
     platform = os.environ.setdefault("MUJOCO_GL", "egl").lower()
@@ -180,6 +203,12 @@ def _open_context(width: int, height: int) -> Any:
             f"screen ({type(error).__name__}: {error}). {_HELP}"
         ) from error
     return context
+
+
+@functools.cache
+def _first_process() -> int:
+    """The process that drew first; forked processes inherit the answer."""
+    return os.getpid()
 
 
 @functools.cache

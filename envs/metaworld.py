@@ -204,6 +204,8 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         Raises:
             UnknownNameError: If there is no camera of that name.
             MissingDependencyError: If no OpenGL context can be created.
+            UnsupportedEnvError: If called on another thread than the first frame's, or in a
+                process that was forked from one that has drawn frames.
         """
         return self._cameras.render(self._simulator.data, name, width, height)
 
