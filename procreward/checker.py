@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from procreward.config import DEFAULT, RewardConfig, ScorerSpec, given_settings
+from procreward.config import DEFAULT, RewardConfig, ScorerSpec, check_int, given_settings
 from procreward.instruction import check_instruction
 from procreward.runner import QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
@@ -92,6 +92,9 @@ class CompletionChecker:
         """
         given = given_settings(locals())
         del given["judge"], given["instruction"]
+        check_int("every_k_frames", every_k_frames, least=1)
+        if frame_stride_frames is not None:
+            check_int("frame_stride_frames", frame_stride_frames, least=1)
         config = RewardConfig(
             scorer=judge,
             every_k_steps=every_k_frames,

@@ -38,6 +38,7 @@ __all__ = [
     "ShapingMode",
     "ViewsSpec",
     "as_json",
+    "check_int",
     "given_settings",
     "load_preset",
     "preset_names",
@@ -74,7 +75,18 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_int(name: str, value: object, *, least: int, fix: str = "") -> None:
+def check_int(name: str, value: object, *, least: int, fix: str = "") -> None:
+    """Refuse what is not an integer of at least ``least``.
+
+    Args:
+        name: What the message calls it.
+        value: What should be the integer.
+        least: The least that is allowed.
+        fix: A sentence that ends the message.
+
+    Raises:
+        ConfigError: If it is not.
+    """
     _check(_is_int(value, least=least), name, f"an integer of at least {least}", value, fix)
 
 
@@ -205,8 +217,8 @@ class Preset:
     complete_threshold: float = DEFAULT_COMPLETE_THRESHOLD
 
     def __post_init__(self) -> None:
-        _check_int("window_frames", self.window_frames, least=1)
-        _check_int("frame_stride_steps", self.frame_stride_steps, least=1)
+        check_int("window_frames", self.window_frames, least=1)
+        check_int("frame_stride_steps", self.frame_stride_steps, least=1)
         if self.frame_size is not None:
             size = _check_frame_size("frame_size", self.frame_size)
             object.__setattr__(self, "frame_size", size)
@@ -296,10 +308,10 @@ class RewardConfig:
 
     def _check_frames(self) -> None:
         fix = "Use 1 to query at every step."
-        _check_int("every_k_steps", self.every_k_steps, least=1, fix=fix)
+        check_int("every_k_steps", self.every_k_steps, least=1, fix=fix)
         for name in ("window_frames", "frame_stride_steps"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), least=1)
+                check_int(name, getattr(self, name), least=1)
         if self.frame_size is not None:
             size = _check_frame_size("frame_size", self.frame_size)
             object.__setattr__(self, "frame_size", size)
@@ -329,18 +341,18 @@ class RewardConfig:
         _check(self.on_complete in modes, "on_complete", f"one of {modes}", self.on_complete)
         if self.complete_threshold is not None:
             _check_unit("complete_threshold", self.complete_threshold, open_below=True)
-        _check_int("confirm_queries", self.confirm_queries, least=1)
+        check_int("confirm_queries", self.confirm_queries, least=1)
         fix = "It counts the readings that are looked back on for `confirm_queries` votes."
         least = self.confirm_queries
-        _check_int("confirm_window", self.confirm_window, least=least, fix=fix)
+        check_int("confirm_window", self.confirm_window, least=least, fix=fix)
         if self.release_threshold is not None:
             _check_unit("release_threshold", self.release_threshold, open_below=False)
         if self.stall_queries is not None:
-            _check_int("stall_queries", self.stall_queries, least=1)
+            check_int("stall_queries", self.stall_queries, least=1)
         _check_unit("stall_delta", self.stall_delta, open_below=True)
         if self.regression_delta is not None:
             _check_unit("regression_delta", self.regression_delta, open_below=True)
-        _check_int("max_consecutive_failures", self.max_consecutive_failures, least=1)
+        check_int("max_consecutive_failures", self.max_consecutive_failures, least=1)
 
     def replace(self, **changes: Any) -> RewardConfig:
         """Return a copy with some settings changed.

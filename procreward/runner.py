@@ -137,6 +137,8 @@ class QueryRunner:
             ScorerError: If a scorer breaks its contract.
             ModelError: If a scorer cannot be built.
         """
+        if not dues:
+            return []
         answers: dict[int, Answer] = {}
         for role in self._handles:
             places = [place for place, due in enumerate(dues) if due.role == role]

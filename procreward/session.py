@@ -131,7 +131,7 @@ class Outcome:
         valid: Whether the scorer's latest query was answered.
         age_steps: Steps since the frame that the potential was read from (since the reset while
             nothing is known).
-        verdict: Progress, completion, stall and regression.
+        verdict: Progress, completion, stall and regression, as of the latest query.
         score: The scorer's answer at this step, or None if it gave none or was not asked.
         judge_score: The judge's answer at this step, likewise.
     """
@@ -206,6 +206,7 @@ class EpisodeStream:
         self._eyes: dict[Role, _Eyes] = {"scorer": _Eyes(config.every_k_steps, plan.window)}
         if plan.judge_window is not None:
             self._eyes["judge"] = _Eyes(config.every_k_steps, plan.judge_window)
+        self._schedules = [eyes.schedule for eyes in self._eyes.values()]
         self._changes = (
             None if config.skip_unchanged is None else ChangeDetector(config.skip_unchanged)
         )
@@ -224,6 +225,7 @@ class EpisodeStream:
     def _start(self, step: int) -> None:
         self._step = self._read_step = step
         self._terminated = self._truncated = self._valid = False
+        self._verdict = self._motion.verdict
 
     @property
     def step(self) -> int:
@@ -268,11 +270,11 @@ class EpisodeStream:
             step: The step, above the last one.
             ended: Whether the episode ends with it.
         """
-        known = self._potential.known
-        return any(
-            eyes.schedule.wants_frame(step) or eyes.schedule.due(step, ended=ended, known=known)
-            for eyes in self._eyes.values()
-        )
+        schedules = self._schedules
+        # The schedules differ in their windows only, so one speaks for both of what is due.
+        if schedules[0].due(step, ended=ended, known=self._potential.known):
+            return True
+        return any(schedule.wants_frame(step) for schedule in schedules)
 
     def advance(
         self,
@@ -313,12 +315,11 @@ class EpisodeStream:
         step, known = self._step, self._potential.known
         ended = self._terminated or self._truncated
         self._pending = []
+        due = self._schedules[0].due(step, ended=ended, known=known)
         for eyes in self._eyes.values():
-            due = eyes.schedule.due(step, ended=ended, known=known)
             if due or eyes.schedule.wants_frame(step):
                 eyes.buffer.push(frames, step)
-        # The schedules differ in their windows only, so one speaks for both.
-        if not self._eyes["scorer"].schedule.due(step, ended=ended, known=known):
+        if not due:
             return []
         if self._may_skip(frames, ended=ended):
             return []
@@ -363,13 +364,12 @@ class EpisodeStream:
                 "once after each begin() or advance()."
             )
         self._pending = None
-        by_role = {due.role: answer for due, answer in zip(pending, answers, strict=True)}
-        scores = {role: _score_of(answer) for role, answer in by_role.items()}
-        if pending:
-            self._take(scores["scorer"], scores.get("judge"))
-        return self._settle(
-            queried=bool(pending), score=scores.get("scorer"), judge_score=scores.get("judge")
-        )
+        if not pending:
+            return self._settle(queried=False, score=None, judge_score=None)
+        scores = {due.role: _score_of(answer) for due, answer in zip(pending, answers, strict=True)}
+        score, judge_score = scores["scorer"], scores.get("judge")
+        self._take(score, judge_score)
+        return self._settle(queried=True, score=score, judge_score=judge_score)
 
     def _take(self, score: Score | None, judge_score: Score | None) -> None:
         reading = _reading(score)
@@ -378,6 +378,7 @@ class EpisodeStream:
         self._motion.update(score, self._step)
         if self._completion is not self._motion:
             self._completion.update(judge_score, self._step)
+        self._verdict = self._merged_verdict()
         if reading is not None:
             self._read_step = self._step
             if self._changes is not None:
@@ -385,7 +386,7 @@ class EpisodeStream:
 
     def _settle(self, *, queried: bool, score: Score | None, judge_score: Score | None) -> Outcome:
         config = self.plan.config
-        verdict = self._verdict()
+        verdict = self._verdict
         potential = self._potential.value if self._potential.known else None
         terminated, truncated = self._terminated, self._truncated
         shaping = bonus = 0.0
@@ -413,8 +414,8 @@ class EpisodeStream:
             judge_score=judge_score,
         )
 
-    def _verdict(self) -> Verdict:
-        verdict = replace(self._motion.verdict, step=self._step)
+    def _merged_verdict(self) -> Verdict:
+        verdict = self._motion.verdict
         if self._completion is self._motion:
             return verdict
         complete = self._completion.verdict.complete

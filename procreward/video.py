@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from procreward.config import RewardConfig, ScorerSpec
+from procreward.config import RewardConfig, ScorerSpec, check_int
 from procreward.errors import ConfigError, FrameError
 from procreward.runner import DueQuery
 from procreward.session import EpisodeStream, Outcome, StreamPlan
@@ -109,6 +109,9 @@ def score_video(
         ScorerError: If the scorer breaks its contract, or fails too often.
         ModelError: If the scorer cannot be loaded.
     """
+    check_int("every_k_frames", every_k_frames, least=1)
+    if frame_stride_frames is not None:
+        check_int("frame_stride_frames", frame_stride_frames, least=1)
     config = RewardConfig(
         scorer=scorer,
         every_k_steps=every_k_frames,

@@ -98,7 +98,8 @@ def test_several_views_and_rate() -> None:
     [
         ({"judge": "constnt"}, UnknownNameError, "Did you mean 'constant'"),
         ({"instruction": " "}, InstructionError, "`instruction` must be a sentence"),
-        ({"every_k_frames": 0}, ConfigError, "`every_k_steps` must be an integer of at least 1"),
+        ({"every_k_frames": 0}, ConfigError, "`every_k_frames` must be an integer of at least 1"),
+        ({"frame_stride_frames": 0}, ConfigError, "`frame_stride_frames` must be an integer"),
         ({"complete_threshold": 2.0}, ConfigError, "`complete_threshold` must be"),
     ],
 )

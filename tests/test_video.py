@@ -44,7 +44,7 @@ def test_reader(video: Path) -> None:
 
 def test_records(video: Path) -> None:
     text = "1. grasp the cube\nTherefore, the estimated progress is <progress>25.5%</progress>."
-    answers = [Score(progress=0.255, text=text), 9, 9, None, 9, 9, RuntimeError("down")]
+    answers: list[Any] = [Score(progress=0.255, text=text), 9, 9, None, 9, 9, RuntimeError("down")]
     records = score_video(
         video, "lift it", Recorder(answers), every_k_frames=3, window_frames=2, pad=False
     )
@@ -154,5 +154,5 @@ def test_file_that_is_cut_off(tmp_path: Path, video: Path) -> None:
 def test_bad_settings(video: Path) -> None:
     with pytest.raises(InstructionError, match="`instruction` must be a sentence"):
         score_video(video, "", "constant")
-    with pytest.raises(ConfigError, match="`every_k_steps` must be an integer of at least 1"):
+    with pytest.raises(ConfigError, match="`every_k_frames` must be an integer of at least 1"):
         score_video(video, "go", "constant", every_k_frames=0)

@@ -212,7 +212,7 @@ def test_normalize_reward_above() -> None:
     env = NormalizeReward(toy(), gamma=0.99)
     env.reset(seed=0)
     rewards = [env.step(env.action_space.sample())[1] for _ in range(8)]
-    assert np.all(np.isfinite(rewards))
+    assert np.all(np.isfinite([float(reward) for reward in rewards]))
 
 
 def test_attributes_are_forwarded() -> None:
