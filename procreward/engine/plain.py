@@ -20,7 +20,7 @@ from procreward.engine.loading import LoadedModel
 from procreward.engine.prompt import VideoLayout
 from procreward.errors import ConfigError, ModelError
 
-__all__ = ["PlainEngine"]
+__all__ = ["AnswerRow", "PlainEngine", "decode_positions"]
 
 _Visual: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 """Embeddings ``(tokens, hidden)`` and deepstack features, each ``(tokens, hidden)``."""
@@ -103,6 +103,9 @@ class PlainEngine:
                 nll[:, column] = self._nll(prepared, visual, label)
         return LabelNLL(nll=nll, tokens=tokens)
 
+    def _pad(self, prepared: Sequence[PreparedPrompt]) -> Batch:
+        return pad_left([prompt.chat for prompt in prepared], self._pad_id, self._loaded.device)
+
     def _encode(
         self, prepared: Sequence[PreparedPrompt]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -144,11 +147,11 @@ class PlainEngine:
     ) -> list[tuple[list[int], bool]]:
         from transformers import DynamicCache
 
-        batch = pad_left([prompt.chat for prompt in prepared], self._pad_id, self._loaded.device)
+        batch = self._pad(prepared)
         cache = DynamicCache(config=self._language_model.config)
         hidden = self._prefill(batch, self._encode(prepared), cache)
-        rows = [_Row(self._loaded.end_ids, stop) for _ in prepared]
-        positions, mask = _decode_layout(batch, max_new_tokens)
+        rows = [AnswerRow(self._loaded.end_ids, stop) for _ in prepared]
+        positions, mask = decode_positions(batch, max_new_tokens)
         length = batch.ids.shape[1]
         for step in range(max_new_tokens):
             chosen = self._head(hidden[:, -1:]).argmax(dim=-1)
@@ -198,7 +201,7 @@ class PlainEngine:
         return Generation(text=cut_at_stop(text, stop), tokens=tuple(tokens), finished=finished)
 
 
-class _Row:
+class AnswerRow:
     """One answer in the making.
 
     Stop strings are looked for in the decoded text, not in the tokens: a tokenizer may merge their
@@ -241,8 +244,17 @@ def _memory_guard(device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _decode_layout(batch: Batch, steps: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Positions ``(3, batch, steps)`` of all decoding steps, and the mask of the last one."""
+def decode_positions(batch: Batch, steps: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Lay out the columns that an answer may take.
+
+    Args:
+        batch: The prompts.
+        steps: Limit of the answer in tokens.
+
+    Returns:
+        Positions ``(3, batch, steps)``, and the mask ``(batch, length + steps)`` or None when no
+        prompt is padded.
+    """
     ahead = batch.next_position[:, None] + torch.arange(steps, device=batch.ids.device)
     positions = ahead.expand(3, -1, -1)
     if batch.mask is None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from procreward.engine import Engine
 from procreward.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     from procreward.config import ScorerConfig
+    from procreward.engine.loading import LoadedModel
     from procreward.engine.preprocess import PreprocessConfig
     from procreward.engine.prompt import VideoLayout
 
-__all__ = ["build_engine", "one_of", "options_from"]
+__all__ = ["ENGINES", "EngineName", "build_engine", "one_of", "options_from"]
 
 _Options = TypeVar("_Options")
+
+EngineName: TypeAlias = Literal["auto", "small", "plain", "reference"]
+"""What runs the model; ``auto`` takes ``small`` where it suits the model, else ``plain``."""
+
+ENGINES: tuple[str, ...] = get_args(EngineName)
+"""The names of :data:`EngineName`."""
 
 
 def build_engine(
@@ -31,7 +38,7 @@ def build_engine(
 
     Args:
         config: What the user configured.
-        engine: ``"plain"`` or ``"reference"``.
+        engine: One of :data:`ENGINES`.
         max_pixels: Upper bound put on the checkpoint's own largest image area, or None.
         frame_size: ``(width, height)`` every frame must have, or None for the checkpoint's own.
         video_layout: How videos are written into the prompt.
@@ -44,8 +51,6 @@ def build_engine(
         ModelError: If the model cannot be loaded.
     """
     from procreward.engine.loading import load_model
-    from procreward.engine.plain import PlainEngine
-    from procreward.engine.reference import ReferenceEngine
 
     if config.model is None:
         raise ConfigError(
@@ -62,6 +67,7 @@ def build_engine(
     )
     image_config = _limit(loaded.image_config, max_pixels, frame_size)
     loaded = replace(loaded, image_config=image_config)
+    built = _make(engine, loaded, video_layout)
     account: dict[str, object] = {
         "name": config.name,
         "model": loaded.source,
@@ -70,11 +76,10 @@ def build_engine(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": str(loaded.device),
         "attention": loaded.attention,
-        "engine": engine,
+        "engine": type(built).__name__.removesuffix("Engine").lower(),
         "frame_size": list(image_config.frame_size) if image_config.frame_size else None,
     }
-    kind = ReferenceEngine if engine == "reference" else PlainEngine
-    return kind(loaded, video_layout=video_layout), account
+    return built, account
 
 
 def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) -> _Options:
@@ -112,6 +117,24 @@ def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         listing = ", ".join(repr(choice) for choice in known)
         raise ConfigError(f"`{name}` must be one of {listing}, got {value!r}.")
+
+
+def _make(name: str, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:
+    from procreward.engine.plain import PlainEngine
+    from procreward.engine.reference import ReferenceEngine
+    from procreward.engine.small import SmallEngine, suits_small
+
+    if name == "reference":
+        return ReferenceEngine(loaded, video_layout=video_layout)
+    suits = name in ("auto", "small") and suits_small(loaded)
+    if name == "small" and not suits:
+        raise ConfigError(
+            "`engine` may be 'small' only for a float32 model on the CPU with fewer than 30 "
+            f"million weights in its language model, got {loaded.dtype} on {loaded.device}. Use "
+            "'auto'."
+        )
+    kind = SmallEngine if suits else PlainEngine
+    return kind(loaded, video_layout=video_layout)
 
 
 def _limit(

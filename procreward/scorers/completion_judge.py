@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
 from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
-from procreward.scorers.building import build_engine, one_of, options_from
+from procreward.scorers.building import ENGINES, EngineName, build_engine, one_of, options_from
 from procreward.types import Frames, Query, Score
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class JudgeOptions:
         allow_eye_in_hand: Whether wrist cameras may be used. In the published check a wrist camera
             was right in 5 of 16 cases.
         batch_size: Queries scored in one batch.
-        engine: ``"plain"``, or ``"reference"`` for transformers' own forward pass.
+        engine: ``"auto"`` takes the engine for small models where it suits the model, else
+            ``"plain"``; ``"reference"`` is transformers' own forward pass.
     """
 
     views: Mapping[str, float] | Sequence[str] | None = None
@@ -76,7 +77,7 @@ class JudgeOptions:
     video_layout: Literal["4.57", "5.x"] = "4.57"
     allow_eye_in_hand: bool = False
     batch_size: int = 8
-    engine: Literal["plain", "reference"] = "plain"
+    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
         one_of("layout", self.layout, ("video", "images"))
@@ -84,7 +85,7 @@ class JudgeOptions:
         one_of("end_tokens", self.end_tokens, ("template", "eos", "none"))
         one_of("rule", self.rule, ("normalised", "log_odds"))
         one_of("video_layout", self.video_layout, ("4.57", "5.x"))
-        one_of("engine", self.engine, ("plain", "reference"))
+        one_of("engine", self.engine, ENGINES)
         if not math.isfinite(self.log_odds_threshold):
             raise ConfigError(
                 f"`log_odds_threshold` must be finite, got {self.log_odds_threshold!r}."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from procreward.engine import Clip, Engine, Generation, Prompt
 from procreward.errors import ConfigError, InstructionError, UnknownNameError
-from procreward.scorers.building import build_engine, one_of, options_from
+from procreward.scorers.building import ENGINES, EngineName, build_engine, one_of, options_from
 from procreward.scorers.procvlm_text import (
     DIRECT_PREFIX,
     PROMPT,
@@ -41,7 +41,8 @@ class ProcVLMOptions:
         max_pixels: Largest area of a frame in pixels; a larger one is reduced. None keeps the
             checkpoint's own limit (16.8 million: thousands of tokens for a large frame).
         batch_size: Queries answered in one batch.
-        engine: ``"plain"``, or ``"reference"`` for transformers' own generation.
+        engine: ``"auto"`` takes the engine for small models where it suits the model, else
+            ``"plain"``; ``"reference"`` is transformers' own generation.
     """
 
     mode: Literal["reasoning", "direct"] = "reasoning"
@@ -50,12 +51,12 @@ class ProcVLMOptions:
     view: str | None = None
     max_pixels: int | None = 512 * 512
     batch_size: int = 16
-    engine: Literal["plain", "reference"] = "plain"
+    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, ("reasoning", "direct"))
         one_of("image_order", self.image_order, ("images_first", "text_first"))
-        one_of("engine", self.engine, ("plain", "reference"))
+        one_of("engine", self.engine, ENGINES)
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

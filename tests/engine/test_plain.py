@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from procreward.engine import Clip, EndTokens, Prompt
 from procreward.engine.inputs import cut_at_stop
 from procreward.engine.loading import LoadedModel
 from procreward.engine.plain import PlainEngine
 from procreward.engine.reference import ReferenceEngine
+from procreward.engine.small import SmallEngine, suits_small
 from procreward.errors import ConfigError, InstructionError
 
 LABELS = ("complete", "not complete")
@@ -33,9 +35,10 @@ OTHERS = (
 )
 
 
-@pytest.fixture(scope="module")
-def plain(loaded: LoadedModel) -> PlainEngine:
-    return PlainEngine(loaded)
+@pytest.fixture(scope="module", params=[PlainEngine, SmallEngine])
+def plain(loaded: LoadedModel, request: pytest.FixtureRequest) -> PlainEngine:
+    engine: PlainEngine = request.param(loaded)
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +130,14 @@ def test_a_stop_string_ends_the_answer_at_once(
     assert len(stopped[0].tokens) < 30
 
 
-def test_the_end_token_ends_the_answer_and_is_not_part_of_it(loaded: LoadedModel) -> None:
-    free = PlainEngine(loaded).generate([IMAGES, OTHERS[0]], max_new_tokens=12)
+@pytest.mark.parametrize("engine", [PlainEngine, SmallEngine])
+def test_the_end_token_ends_the_answer_and_is_not_part_of_it(
+    loaded: LoadedModel, engine: type[PlainEngine]
+) -> None:
+    free = engine(loaded).generate([IMAGES, OTHERS[0]], max_new_tokens=12)
     end = free[0].tokens[4]
     ending = replace(loaded, end_ids=(end, loaded.end_ids[1]))
-    ours = PlainEngine(ending).generate([IMAGES, OTHERS[0]], max_new_tokens=12)
+    ours = engine(ending).generate([IMAGES, OTHERS[0]], max_new_tokens=12)
     assert ours == ReferenceEngine(ending).generate([IMAGES, OTHERS[0]], max_new_tokens=12)
     assert ours[0].tokens == free[0].tokens[: free[0].tokens.index(end)]
     assert ours[0].finished
@@ -169,6 +175,20 @@ def test_wrong_arguments_are_refused(plain: PlainEngine) -> None:
         Clip(frames=np.zeros((2, 32, 32, 3), np.uint8), video=True, frame_indices=(0, 1))
     with pytest.raises(ConfigError, match="one frame index per frame"):
         Clip(frames=np.zeros((2, 32, 32, 3), np.uint8), video=True, frame_indices=(0,), fps=2.0)
+
+
+def test_the_small_engine_is_for_small_float32_models_on_the_cpu(loaded: LoadedModel) -> None:
+    assert suits_small(loaded)
+    assert not suits_small(replace(loaded, dtype=torch.bfloat16))
+    assert not suits_small(replace(loaded, device=torch.device("cuda")))
+
+
+def test_long_answers_of_the_small_engine_stay_those_of_the_plain_one(loaded: LoadedModel) -> None:
+    free = replace(loaded, end_ids=(loaded.end_ids[1], loaded.end_ids[1]))
+    prompts = [IMAGES, *OTHERS]
+    small = SmallEngine(free).generate(prompts, max_new_tokens=80)
+    assert small == PlainEngine(free).generate(prompts, max_new_tokens=80)
+    assert max(len(answer.tokens) for answer in small) == 80
 
 
 def test_cut_at_stop_takes_the_earliest() -> None:
