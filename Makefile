@@ -38,8 +38,11 @@ lint: $(STAMP) ## ruff, format check and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 
+# mypy cannot follow setuptools' package-dir, so it gets the package as it is when installed.
 types: $(STAMP) ## mypy --strict
-	$(BIN)/mypy procreward envs
+	rm -rf build/types && mkdir -p build/types/procreward
+	ln -s $(CURDIR)/procreward/* $(CURDIR)/envs $(CURDIR)/configs build/types/procreward/
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p procreward
 
 format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -191,7 +191,7 @@ class VideoReader:
             ConfigError: If there is no such file.
             FrameError: If not a single frame of it can be decoded.
         """
-        import imageio_ffmpeg  # type: ignore[import-untyped]
+        import imageio_ffmpeg
 
         self._path, self._size = str(path), frame_size
         if not Path(path).is_file():

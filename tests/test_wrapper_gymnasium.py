@@ -6,11 +6,9 @@ import ast
 import copy
 import inspect
 import json
-import sys
 import textwrap
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +24,7 @@ from gymnasium.wrappers import (
 )
 from procreward.config import RewardConfig, ScorerConfig
 from procreward.testing import check_wrapper
+from procreward.video import VideoReader
 from procreward.wrapper import ProgressReward
 from tests.helpers import CounterEnv, Recorder, make_counter, play
 
@@ -129,33 +128,14 @@ def test_every_constructor_argument_is_recorded() -> None:
     assert recorded < calls.index("gym.Wrapper.__init__")
 
 
-class VideoFile:
-    """Stands in for moviepy, which RecordVideo hands its frames to and which is not installed."""
-
-    written: ClassVar[dict[str, list[Any]]] = {}
-
-    def __init__(self, frames: list[Any], fps: float):
-        self.frames = list(frames)
-
-    def write_videofile(self, path: str, logger: object = None) -> None:
-        self.written[path] = self.frames
+def frames_of(folder: Path) -> list[Any]:
+    """Read the one video that RecordVideo (by way of moviepy) wrote into a folder."""
+    (path,) = folder.glob("*.mp4")
+    with VideoReader(path) as video:
+        return list(video)
 
 
-@pytest.fixture
-def videos(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    name = "moviepy.video.io.ImageSequenceClip"
-    module = ModuleType(name)
-    module.ImageSequenceClip = VideoFile  # type: ignore[attr-defined]
-    parts = name.split(".")
-    for depth in range(1, len(parts)):
-        parent = ".".join(parts[:depth])
-        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-    monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(VideoFile, "written", {})
-    return VideoFile.written
-
-
-def test_record_video_above(tmp_path: Path, videos: dict[str, list[Any]]) -> None:
+def test_record_video_above(tmp_path: Path) -> None:
     # In a folder of its own: RecordVideo warns about one that exists.
     folder = tmp_path / "videos"
     env = RecordVideo(toy(), str(folder), episode_trigger=lambda _: True, disable_logger=True)
@@ -163,19 +143,17 @@ def test_record_video_above(tmp_path: Path, videos: dict[str, list[Any]]) -> Non
     for _ in range(3):
         env.step(env.action_space.sample())
     env.close()
-    (frames,) = videos.values()
-    assert [frame.shape for frame in frames] == [(64, 64, 3)] * 4
+    assert [frame.shape for frame in frames_of(folder)] == [(64, 64, 3)] * 4
 
 
-def test_record_video_below(tmp_path: Path, videos: dict[str, list[Any]]) -> None:
+def test_record_video_below(tmp_path: Path) -> None:
     recording = RecordVideo(
         gym.make(TOY), str(tmp_path / "videos"), episode_trigger=lambda _: True, disable_logger=True
     )
     env = ProgressReward(recording, scorer="constant", every_k_steps=2)
     assert len(play(env, 3)) == 4
     env.close()
-    (frames,) = videos.values()
-    assert [frame.shape for frame in frames] == [(64, 64, 3)] * 4
+    assert [frame.shape for frame in frames_of(tmp_path / "videos")] == [(64, 64, 3)] * 4
 
 
 def test_episode_statistics_above_counts_ours_and_below_theirs() -> None:

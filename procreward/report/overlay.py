@@ -62,7 +62,7 @@ def write_overlay_video(
             f"got {len(frames)} frames and {len(steps)} steps."
         )
     try:
-        import imageio_ffmpeg  # type: ignore[import-untyped]
+        import imageio_ffmpeg
     except ImportError as error:
         raise MissingDependencyError(
             "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
