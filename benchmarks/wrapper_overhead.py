@@ -34,6 +34,7 @@ import gymnasium as gym
 import numpy as np
 import procreward.envs  # noqa: F401  registers
 import tyro
+
 from procreward.schedule import QuerySchedule
 from procreward.wrapper import ProgressReward
 

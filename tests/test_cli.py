@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+
 from procreward import registry
 from procreward.cli import main
 from procreward.demo import DemoConfig, run_demo
@@ -173,9 +174,6 @@ def test_verify_scorer(
     assert ("deterministic:" in failed, len(failed) > 0) == (expected == 1, expected == 1)
 
 
-# imageio-ffmpeg's reader leaves its pipes to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_score_prints_procvlms_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = tmp_path / "film.mp4"
     run_demo(

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from procreward.demo import DemoConfig, choose_policies, make_env, make_policy, prepare, run_demo
 from procreward.errors import (
     ConfigError,

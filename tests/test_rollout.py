@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
+
 from procreward.errors import UnsupportedEnvError
 from procreward.rollout import RandomPolicy, Rollout, run_episode
 from procreward.wrapper import ProgressReward

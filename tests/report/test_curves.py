@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from procreward.errors import ConfigError
 from procreward.report.curves import write_progress_figure
 from tests.report.helpers import episode, step_trace

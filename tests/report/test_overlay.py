@@ -6,6 +6,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+
 from procreward.errors import ConfigError
 from procreward.report import chart
 from procreward.report.chart import draw_chart

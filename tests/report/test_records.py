@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from procreward.errors import ConfigError
 from procreward.report.records import atomic_path, read_records, write_records
 from tests.report.helpers import episode, step_trace
