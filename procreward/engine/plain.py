@@ -20,9 +20,9 @@ from procreward.engine.loading import LoadedModel
 from procreward.engine.prompt import VideoLayout
 from procreward.errors import ConfigError, ModelError
 
-__all__ = ["AnswerRow", "PlainEngine", "decode_positions"]
+__all__ = ["AnswerRow", "PlainEngine", "Visual", "decode_positions"]
 
-_Visual: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
+Visual: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 """Embeddings ``(tokens, hidden)`` and deepstack features, each ``(tokens, hidden)``."""
 
 
@@ -123,7 +123,7 @@ class PlainEngine:
             return output[0], list(output[1])
         return output.pooler_output, list(output.deepstack_features)
 
-    def _prefill(self, batch: Batch, visual: _Visual, cache: Any) -> torch.Tensor:
+    def _prefill(self, batch: Batch, visual: Visual, cache: Any) -> torch.Tensor:
         """Read the prompts; returns ``(batch, length, hidden)``."""
         embeds, deepstack = visual
         inputs = self._embed(batch.ids)
@@ -172,7 +172,7 @@ class PlainEngine:
     def _nll(
         self,
         prepared: Sequence[PreparedPrompt],
-        visual: _Visual,
+        visual: Visual,
         label: tuple[int, ...],
     ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         chats = [prompt.chat.with_text(label) for prompt in prepared]

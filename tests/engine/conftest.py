@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from procreward.engine.loading import LoadedModel, load_model
 from tests.tiny import save_tiny, save_tiny_adapter
 

@@ -10,6 +10,8 @@ from threading import Thread
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from procreward.engine import Clip, Prompt
 from procreward.engine.loading import LoadedModel, _memory_message, load_model
 from procreward.engine.plain import PlainEngine
@@ -21,7 +23,6 @@ from procreward.errors import (
     ModelNotFoundError,
     UnsafeWeightsError,
 )
-from safetensors.torch import load_file, save_file
 from tests.tiny import save_tiny, save_tiny_adapter
 
 PROMPT = Prompt(parts=("is the drawer open?",))
@@ -376,6 +377,7 @@ class TestHub:
 
 def test_frames_reach_the_model_through_its_own_settings(tmp_path: Path) -> None:
     import numpy as np
+
     from procreward.errors import FrameError
 
     own = {"frame_size": [128, 128], "crop": [0, 16, 96, 96]}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from procreward.engine import Clip, EndTokens, Prompt
 from procreward.engine.inputs import cut_at_stop
 from procreward.engine.loading import LoadedModel

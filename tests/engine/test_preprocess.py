@@ -8,15 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from procreward.engine.preprocess import (
-    PreprocessConfig,
-    load_preprocess_config,
-    preprocess_images,
-    preprocess_video,
-    smart_resize,
-    video_resize,
-)
-from procreward.errors import ConfigError, FrameError, ModelError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
@@ -26,6 +17,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
     smart_resize as published_video_resize,
 )
+
+from procreward.engine.preprocess import (
+    PreprocessConfig,
+    load_preprocess_config,
+    preprocess_images,
+    preprocess_video,
+    smart_resize,
+    video_resize,
+)
+from procreward.errors import ConfigError, FrameError, ModelError
 
 SIDES = st.integers(min_value=16, max_value=1500)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from procreward.engine.loading import LoadedModel
 from procreward.engine.prompt import Chat, ChatBuilder, Image, Part, Video, VideoLayout, build_chat
 from procreward.errors import ArchitectureError, ConfigError, InstructionError
