@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
+
 from procreward.config import Preset, load_preset
 from procreward.models.nano import WEIGHTS
 from procreward.models.nano.metrics import auc, balanced_accuracy, spearman
@@ -27,7 +29,6 @@ from procreward.models.nano.shards import Shard, read_shard
 from procreward.models.nano.tasks import TASKS, get_task
 from procreward.registry import get_scorer, resolve
 from procreward.types import Query, Scorer
-from tqdm import tqdm
 
 Floats = npt.NDArray[np.float64]
 MOVING_POINTS = 15.0

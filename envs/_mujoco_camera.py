@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from procreward.envs.metaworld_progress import CameraView
+
 from procreward.errors import (
     ConfigError,
     MissingDependencyError,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gymnasium.utils import EzPickle
 from procreward.envs._mujoco_camera import CameraRig
 from procreward.envs.metaworld_progress import Progress, ProgressMeter, find_task
+
 from procreward.errors import ConfigError, InstructionError, MissingDependencyError
 from procreward.types import Frame
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
 from procreward.errors import UnknownNameError
 
 __all__ = [

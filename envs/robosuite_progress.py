@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-
 from procreward.envs.robosuite_backend import FreeCamera
+
 from procreward.errors import UnknownNameError
 
 __all__ = ["SUCCESS_LINE", "TASKS", "Reading", "RobosuiteTask", "get_task"]
@@ -277,7 +277,7 @@ class Door(RobosuiteTask):
         "doorview": FreeCamera(lookat=(-0.1, -0.2, 0.95), distance=1.2, azimuth=225, elevation=-35)
     }
     open_angle = 0.3
-    free_angle = 0.8  # rad of the handle at which the latch lets the door go
+    free_angle = 1.2  # rad of the handle at which the latch lets the door go
 
     def _points(self, env: Any) -> tuple[Vector, Vector, float, Any]:
         handle = np.array(env._handle_xpos)

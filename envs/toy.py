@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final, Literal
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+
 from procreward.errors import ConfigError, InstructionError, UnknownNameError
 from procreward.types import Frame
 

@@ -262,6 +262,8 @@ class RewardConfig:
         confirm_window: Readings that are looked back on.
         release_threshold: Value in [0, 1] under which a completed episode counts as undone again,
             or None.
+        min_progress: Least progress in [0, 1] at which a vote for completion counts, a guard
+            against a judge that is fooled; None for no guard.
         stall_queries: Readings without progress after which the episode counts as stalled, or None.
         stall_delta: Rise of progress in (0, 1] that counts as movement.
         regression_delta: Fall from the best progress, in (0, 1], that counts as a regression, or
@@ -295,6 +297,7 @@ class RewardConfig:
     confirm_queries: int = 2
     confirm_window: int = 3
     release_threshold: float | None = None
+    min_progress: float | None = None
     stall_queries: int | None = None
     stall_delta: float = 0.02
     regression_delta: float | None = None
@@ -345,8 +348,9 @@ class RewardConfig:
         fix = "It counts the readings that are looked back on for `confirm_queries` votes."
         least = self.confirm_queries
         check_int("confirm_window", self.confirm_window, least=least, fix=fix)
-        if self.release_threshold is not None:
-            _check_unit("release_threshold", self.release_threshold, open_below=False)
+        for name in ("release_threshold", "min_progress"):
+            if getattr(self, name) is not None:
+                _check_unit(name, getattr(self, name), open_below=False)
         if self.stall_queries is not None:
             check_int("stall_queries", self.stall_queries, least=1)
         _check_unit("stall_delta", self.stall_delta, open_below=True)

@@ -4,7 +4,7 @@
 
     ProcrewardError
     ├── ConfigError            (ValueError)        a setting that cannot be right
-    │   └── UnknownNameError   (LookupError)       a scorer, preset, camera or key that does not exist
+    │   └── UnknownNameError   (LookupError)       no such scorer, preset, camera or key
     ├── FrameError             (ValueError)        a frame of the wrong dtype, shape or content
     ├── InstructionError       (ValueError)        an empty or missing instruction
     ├── UnsupportedEnvError    (TypeError)         an environment that cannot be wrapped as asked

@@ -96,6 +96,7 @@ class StreamPlan:
             confirm=config.confirm_queries,
             window=config.confirm_window,
             release=config.release_threshold,
+            min_progress=config.min_progress,
             stall_queries=config.stall_queries,
             stall_delta=config.stall_delta,
             regression_delta=config.regression_delta,
@@ -377,12 +378,20 @@ class EpisodeStream:
         self._potential.update(reading)
         self._motion.update(score, self._step)
         if self._completion is not self._motion:
-            self._completion.update(judge_score, self._step)
+            self._completion.update(self._guarded(judge_score), self._step)
         self._verdict = self._merged_verdict()
         if reading is not None:
             self._read_step = self._step
             if self._changes is not None:
                 self._changes.queried(self._eyes["scorer"].buffer.latest())
+
+    def _guarded(self, judge_score: Score | None) -> Score | None:
+        """Give a judge that knows no progress the scorer's, for the guard `min_progress`."""
+        if judge_score is None or not judge_score.valid or judge_score.progress is not None:
+            return judge_score
+        if self.plan.config.min_progress is None:
+            return judge_score
+        return replace(judge_score, progress=self._motion.verdict.progress)
 
     def _settle(self, *, queried: bool, score: Score | None, judge_score: Score | None) -> Outcome:
         config = self.plan.config

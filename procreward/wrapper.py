@@ -110,6 +110,7 @@ class ProgressReward(
         confirm_queries: int = DEFAULT.confirm_queries,
         confirm_window: int = DEFAULT.confirm_window,
         release_threshold: float | None = DEFAULT.release_threshold,
+        min_progress: float | None = DEFAULT.min_progress,
         stall_queries: int | None = DEFAULT.stall_queries,
         stall_delta: float = DEFAULT.stall_delta,
         regression_delta: float | None = DEFAULT.regression_delta,
@@ -154,6 +155,8 @@ class ProgressReward(
             confirm_window: Votes that are counted.
             release_threshold: Reading in [0, threshold] under which completion is given up, or
                 None.
+            min_progress: Least progress in [0, 1] at which a vote for completion, the judge's
+                too, counts; None for no guard.
             stall_queries: Queries without improvement that make a stall, or None.
             stall_delta: Rise of progress in (0, 1] that counts as improvement.
             regression_delta: Fall of progress in (0, 1] that counts as regression, or None.

@@ -7,7 +7,6 @@ Runs with the standard library alone, before anything is installed. Exit code 0 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import shutil
 import sys
 import sysconfig
@@ -23,7 +22,8 @@ LIBRARIES = {
 def missing() -> list[str]:
     """Return one line for each thing that is missing."""
     problems = []
-    if sys.version_info < (3, 11):
+    # An older Python may well be what runs this.
+    if sys.version_info < (3, 11):  # noqa: UP036
         problems.append(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: "
             "set PYTHON=/path/to/python3.11"

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+
 from procreward.types import Frame, Query, Score
 
 INSTRUCTION = "count to the end"

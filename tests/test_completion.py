@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from procreward.completion import CompletionTracker
 from procreward.errors import ConfigError
 from procreward.types import Score, Verdict

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from procreward.errors import ConfigError, FrameError
 from procreward.frames import FrameBuffer, check_frame
 from procreward.schedule import QuerySchedule

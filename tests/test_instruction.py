@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+
 from procreward.errors import ConfigError, InstructionError, UnknownNameError
 from procreward.instruction import InstructionSource
 from tests.helpers import CounterEnv

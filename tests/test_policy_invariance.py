@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from procreward.schedule import QuerySchedule
 from procreward.shaping import Potential, Shaper, ShapingMode
 

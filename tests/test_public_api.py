@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import importlib
 
-import procreward
 import pytest
+
+import procreward
 
 
 def test_all_is_sorted_and_complete() -> None:

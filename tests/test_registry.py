@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from procreward import registry
 from procreward.config import ScorerConfig, load_preset
 from procreward.errors import ConfigError, ScorerError, UnknownNameError

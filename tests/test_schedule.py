@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from procreward.errors import ConfigError
 from procreward.schedule import ChangeDetector, QuerySchedule
 from procreward.types import Frame

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from procreward.checker import CompletionChecker
 from procreward.config import RewardConfig
 from procreward.errors import FrameError, InstructionError, ScorerError

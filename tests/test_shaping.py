@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.schedule import QuerySchedule
 from procreward.shaping import Potential, Shaper, ShapingMode, SuccessBonus

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+
 from procreward.errors import ConfigError, FrameError, UnknownNameError, UnsupportedEnvError
 from procreward.frames import FrameBuffer
 from procreward.sources import (

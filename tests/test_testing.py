@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from gymnasium.wrappers import ClipReward, TimeLimit
+
 from procreward.errors import FrameError, InstructionError
 from procreward.scorers import check_query
 from procreward.testing import ConformanceError, Report, check_scorer, check_wrapper

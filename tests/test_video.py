@@ -6,6 +6,7 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import pytest
+
 from procreward.checker import CompletionChecker
 from procreward.errors import ConfigError, FrameError, InstructionError
 from procreward.types import Score

@@ -8,6 +8,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
+
 from procreward.config import RewardConfig
 from procreward.errors import (
     ConfigError,
@@ -153,6 +154,20 @@ def test_judge_decides_completion_and_the_scorer_the_reward() -> None:
     assert [entry["complete"] for entry in trace] == [False, False, False, True]
     assert scorer.steps == judge.steps == [0, 1, 2, 3]
     assert env.stats.queries == 8
+
+
+def test_fooled_judge_is_guarded_by_the_scorers_progress() -> None:
+    judge = Recorder([Score(complete=True)])
+    env = ProgressReward(
+        CounterEnv(5),
+        scorer=Recorder([0.1, 0.2, 0.7, 0.8, 0.9, 0.9]),
+        judge=judge,
+        every_k_steps=1,
+        min_progress=0.6,
+        confirm_queries=2,
+        confirm_window=2,
+    )
+    assert [entry["complete"] for entry in play(env)] == [False, False, False, True, True, True]
 
 
 def test_judge_has_a_window_of_its_own() -> None:

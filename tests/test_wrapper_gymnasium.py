@@ -22,6 +22,7 @@ from gymnasium.wrappers import (
     RecordVideo,
     TimeLimit,
 )
+
 from procreward.config import RewardConfig, ScorerConfig
 from procreward.testing import check_wrapper
 from procreward.video import VideoReader

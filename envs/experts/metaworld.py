@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from procreward.envs.experts import KINDS
 from procreward.envs.experts._metaworld_moves import MOVES, Guide, Moves, Scene
+
 from procreward.errors import UnknownNameError, UnsupportedEnvError
 
 __all__ = ["MetaWorldExpert", "make_metaworld_expert"]

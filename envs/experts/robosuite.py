@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-
 from procreward.envs.experts._robosuite_base import CLOSE, OPEN, Motion, RobosuiteExpert, up
 from procreward.envs.robosuite_progress import Reading
 
@@ -129,31 +128,58 @@ class PickPlaceCanExpert(_PlacingExpert):
 class DoorExpert(RobosuiteExpert):
     """Presses the handle down and pulls the door open."""
 
-    hover = (0.06, 0.12)
+    slowest = (0.6, 0.9)
+    hover = (0.06, 0.1)
+
+    def _grip(self, grip: float) -> Motion:
+        yield from self._stay(int(self._rng.integers(18, 24)), grip)
+
+    def _approach(self, offset: Vector) -> Motion:
+        yield from super()._approach(offset + 0.014 * self._outwards())
+
+    def _pick(self) -> Motion:
+        # Around the slanting handle often one pad and one finger touch: no grasp to wait for.
+        yield from self._approach(np.zeros(3))
+        yield from self._grip(CLOSE)
+
+    def _outwards(self) -> Vector:
+        """Return the level direction in which the handle moves when the door opens."""
+        way = self.now.target - self.now.object
+        way[2] = 0.0
+        return way / max(1e-6, float(np.linalg.norm(way)))
 
     def _press(self, angle: float) -> Motion:
-        for _ in range(50):
-            if abs(self.now.angles[1]) > angle:
+        """Follow the handle's circle down, until it has turned by ``angle`` radians."""
+        self._cap = max(self._cap, 0.6)
+        for _ in range(60):
+            turned = self.now.angles[1]
+            if turned > angle:
                 return
-            yield self.now.object - self.now.gripper + up(-0.04), CLOSE
+            out = self._outwards()
+            along = np.array([-out[1], out[0], 0.0])
+            down = -np.sin(turned) * along + up(-np.cos(turned))
+            yield self.now.object - self.now.gripper + 0.06 * down, CLOSE
 
     def _pull(self, angle: float) -> Motion:
+        self._cap, self._pause_chance = 1.0, 0.0  # less does not move the door
         for _ in range(80):
             if self.now.angles[0] > angle:
                 return
-            way = self.now.target - self.now.object
-            way[2] = 0.0
-            yield 0.06 * way / max(1e-6, float(np.linalg.norm(way))) + up(-0.01), CLOSE
+            turn = np.array([0.0, 0.0, 0.1])  # the hand turns with the door
+            yield np.concatenate([0.12 * self._outwards() + up(-0.03), turn]), CLOSE
 
     def _finish(self) -> Motion:
-        yield from self._press(0.9)
+        yield from self._press(1.45)
         yield from self._pull(0.38)
-        yield from self._stay(20, CLOSE)
+        while self.now.angles[0] > 0.1:
+            # The handle's spring and the bent arm close it again where nothing pulls.
+            yield (0.04 if self.now.angles[0] > 0.37 else 0.1) * self._outwards(), CLOSE
+        yield from self._grip(OPEN)
 
     def _carry_some(self) -> Motion:
         yield from self._pick()
-        yield from self._press(self._rng.uniform(0.2, 1.0))
-        yield from self._pull(self._rng.uniform(0.0, 0.25))
+        yield from self._press(self._rng.uniform(0.3, 1.6))
+        yield from self._pull(self._rng.uniform(0.0, 0.2))
 
     _halt = _carry_some
     _half_way = _carry_some

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from procreward.envs.experts.metaworld import make_metaworld_expert
 from procreward.envs.metaworld import MetaWorldEnv
 from procreward.envs.metaworld_progress import ProgressMeter, find_task
+
 from procreward.errors import (
     ConfigError,
     InstructionError,

@@ -6,6 +6,7 @@ import pytest
 from procreward.envs.experts import KINDS, make_expert
 from procreward.envs.experts import metaworld as scripts
 from procreward.envs.experts.metaworld import make_metaworld_expert
+
 from procreward.errors import UnknownNameError, UnsupportedEnvError
 
 pytestmark = pytest.mark.sim

@@ -7,6 +7,7 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 from procreward.envs.toy import ToyEnv
+
 from procreward.errors import ConfigError, InstructionError, UnknownNameError
 
 RED = (200, 40, 40)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from procreward.errors import ConfigError
 from procreward.models.nano.corpus import AUX_NAMES, MARGIN_BOX, load_corpus, phrasings
 from procreward.models.nano.render import TEST_SEEDS, kinds_for

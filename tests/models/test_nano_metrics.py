@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from procreward.models.nano.metrics import auc, balanced_accuracy, ranks, spearman
 
 scipy_stats = pytest.importorskip("scipy.stats")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from procreward.engine.preprocess import PreprocessConfig, load_preprocess_config, preprocess_images
 from procreward.models.nano.architecture import (
     CROP,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from procreward.errors import UnknownNameError
 from procreward.models.nano.tasks import TASKS, get_task
 from procreward.models.nano.text import answer, build_tokenizer, direct_answer

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from procreward.config import ScorerConfig
 from procreward.engine import Clip, EndTokens, Generation, LabelNLL, Prompt
 from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError

@@ -188,7 +188,7 @@ class Run:
 
     def _optimizer(self) -> torch.optim.AdamW:
         tower = self.model.model.visual
-        joint = self.progress.phase == "joint"
+        joint = self.progress.phase != "vision"
         inside = {id(p) for p in tower.parameters()}
         rest = [p for p in self.model.parameters() if id(p) not in inside]
         scale = self.config.vision_share if joint else 1.0
