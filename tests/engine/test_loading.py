@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -202,7 +203,10 @@ class TestAdapters:
         ours = PlainEngine(adapted).label_nll([PROMPT], LABELS).nll
         assert abs(ours - base).max() > 1e-2
         fresh = load_model(str(tiny_folder))
-        with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+            )
             unmerged = PeftModel.from_pretrained(fresh.model, tiny_adapter)
         state = unmerged.base_model.model.state_dict()
         name = "model.language_model.layers.0.self_attn.q_proj"
