@@ -148,7 +148,7 @@ def progress_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
     failing = [o for o in outcomes if o.failed]
     moving = [o for o in failing if o.moving]
     of = {kind: [o for o in outcomes if o.episode.kind == kind] for kind in ("expert", "retry")}
-    peaks = [bool(np.nanmax(o.predicted - o.episode.truth) > PEAK_POINTS) for o in failing]
+    peaks = [bool(np.any(o.predicted - o.episode.truth > PEAK_POINTS)) for o in failing]
     misses = [p for p, o in zip(peaks, failing, strict=True) if o.episode.kind == "miss"]
     return {
         "spearman_expert": mean([o.rho() for o in of["expert"]]),

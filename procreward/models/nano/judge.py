@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,16 +252,19 @@ def _wrap(base: Any, rank: int) -> Any:
     language = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
     # Plain vision layers too: what decides completion may be too small for the base's own use.
     vision = r"attn\.qkv|attn\.proj|linear_fc1|linear_fc2"
-    return get_peft_model(
-        base,
-        LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            lora_dropout=0.0,
-            target_modules=rf".*(language_model.*\.({language})|visual\..*({vision}))",
-            task_type=None,
-        ),
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=rf".*(language_model.*\.({language})|visual\..*({vision}))",
+        task_type=None,
     )
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute under its former name.
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        return get_peft_model(base, config)
 
 
 def train_judge(config: JudgeConfig) -> None:

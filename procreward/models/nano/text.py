@@ -73,7 +73,8 @@ def answer(stages: Sequence[str], stage: int, percent: int) -> str:
         The remaining actions as a numbered list (or that there are none), then the percentage.
 
     Example:
-        >>> print(answer(("reach the cube", "lift the cube"), 1, 64))
+        >>> text = answer(("reach the cube", "lift the cube"), 1, 64)
+        >>> print(text)  # doctest: +NORMALIZE_WHITESPACE
         The following actions are required:
         1. lift the cube
         Therefore, the estimated progress is <progress>64%</progress>.

@@ -40,8 +40,7 @@ def measure(
     keys = {key.removesuffix(f"_{corpus.names[0]}") for key in results if
             key.endswith(f"_{corpus.names[0]}")}  # fmt: skip
     for key in keys:
-        values = [results[f"{key}_{name}"] for name in corpus.names]
-        results[key] = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        results[key] = _mean([results[f"{key}_{name}"] for name in corpus.names])
     return {key: round(value, 4) for key, value in sorted(results.items())}
 
 
@@ -61,11 +60,8 @@ def _episode(
 def _summary(
     outcomes: list[tuple[str, bool, npt.NDArray[np.float64], npt.NDArray[np.float64]]],
 ) -> dict[str, float]:
-    def mean(values: list[float]) -> float:
-        return float(np.mean(values)) if values else float("nan")
-
     def rho(kinds: tuple[str, ...], failing: bool) -> float:
-        return mean(
+        return _mean(
             [
                 spearman(np.nan_to_num(p), t)
                 for kind, _, p, t in outcomes
@@ -80,9 +76,16 @@ def _summary(
         "expert": rho(("expert",), False),
         "retry": rho(("retry",), False),
         "failing": rho((), True),
-        "mae": float(np.nanmean(np.abs(errors))),
-        "bias": float(np.nanmean(errors)),
+        "mae": _mean(np.abs(errors)),
+        "bias": _mean(errors),
         "invalid": float(np.isnan(errors).mean()),
-        "peaks": mean([float(np.nanmax(e) > FALSE_PEAK) for e in failed]),
+        "peaks": _mean([float(np.any(e > FALSE_PEAK)) for e in failed]),
         "auc": auc([float(p[-1]) for _, _, p, _ in outcomes], [done for _, done, _, _ in outcomes]),
     }
+
+
+def _mean(values: npt.ArrayLike) -> float:
+    """Return the mean of the numbers among ``values``; NaN when there are none."""
+    array = np.asarray(values, dtype=np.float64)
+    numbers = array[~np.isnan(array)]
+    return float(numbers.mean()) if len(numbers) else float("nan")
