@@ -26,7 +26,7 @@ _TOY = "procreward.envs.toy:ToyEnv"
 _TABLE: dict[str, tuple[str, str | None, int]] = {
     "procreward/Lift-v0": (_ROBOSUITE, "Lift", 120),
     "procreward/Stack-v0": (_ROBOSUITE, "Stack", 200),
-    "procreward/Door-v0": (_ROBOSUITE, "Door", 200),
+    "procreward/Door-v0": (_ROBOSUITE, "Door", 250),
     "procreward/PickPlaceCan-v0": (_ROBOSUITE, "PickPlaceCan", 250),
     "procreward/WindowOpen-v0": (_METAWORLD, "window-open-v3", 120),
     "procreward/DrawerClose-v0": (_METAWORLD, "drawer-close-v3", 100),

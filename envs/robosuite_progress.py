@@ -277,6 +277,7 @@ class Door(RobosuiteTask):
         "doorview": FreeCamera(lookat=(-0.1, -0.2, 0.95), distance=1.2, azimuth=225, elevation=-35)
     }
     open_angle = 0.3
+    wide_angle = 0.4  # rad, where the hinge ends
     free_angle = 1.2  # rad of the handle at which the latch lets the door go
 
     def _points(self, env: Any) -> tuple[Vector, Vector, float, Any]:
@@ -284,7 +285,7 @@ class Door(RobosuiteTask):
         hinge_id = env.sim.model.joint_name2id(env.door.joints[0])
         hinge = np.array(env.sim.data._data.xanchor[hinge_id])
         axis = float(env.sim.data._data.xaxis[hinge_id][2])
-        missing = axis * (self.open_angle + 0.05 - env.sim.data.qpos[env.hinge_qpos_addr])
+        missing = axis * (self.wide_angle - env.sim.data.qpos[env.hinge_qpos_addr])
         turn = np.array([[np.cos(missing), -np.sin(missing)], [np.sin(missing), np.cos(missing)]])
         target = handle.copy()
         target[:2] = hinge[:2] + turn @ (handle - hinge)[:2]
