@@ -142,11 +142,16 @@ class SimRenderer:
 
         if self._cheap:
             self._sim.model.vis.quality.offsamples = 0
+        # robosuite advances the derived state here, which would make the first frame, and what
+        # follows it, depend on when the first frame was asked for.
+        self._sim.forward = lambda: None
         try:
             context = Context(self._sim, device_id=-1)
         except Exception as error:
             backend = os.environ.get("MUJOCO_GL", "")
             raise MissingDependencyError(_NO_GL.format(backend=backend, error=error)) from error
+        finally:
+            del self._sim.forward
         context.vopt.geomgroup[0] = 0  # collision shapes
         context.vopt.geomgroup[1] = 1  # what is meant to be seen
         if self._cheap:
