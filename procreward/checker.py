@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from procreward.config import DEFAULT, RewardConfig, ScorerSpec, check_int, given_settings
+from procreward.checks import check_int
+from procreward.config import DEFAULT, RewardConfig, ScorerSpec, given_settings
 from procreward.instruction import check_instruction
 from procreward.runner import QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan

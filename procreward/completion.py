@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from procreward.errors import ConfigError
+from procreward.checks import check, check_int, check_unit
 from procreward.types import Score, Verdict
 
 __all__ = ["CompletionTracker"]
@@ -20,14 +20,14 @@ class CompletionTracker:
     """Turns the scores of one episode into verdicts.
 
     **Votes.** A score votes by its ``complete`` label if it has one, else by ``success_prob >=
-    threshold``, else by ``progress >= threshold``. A failed query casts no vote: it neither speaks
-    for completion nor against it, and the votes before it still count. The subtask is complete
-    when ``confirm`` of the last ``window`` votes say so.
+    complete_threshold``, else by ``progress >= complete_threshold``. A failed query casts no vote:
+    it neither speaks for completion nor against it, and the votes before it still count. The
+    subtask is complete when ``confirm_queries`` of the last ``confirm_window`` votes say so.
 
-    **Hysteresis.** Without ``release`` the subtask is complete for just as long as the votes say
-    so. With it, a complete subtask stays complete until the reading (``success_prob``, else
-    ``progress``, else the label as 0 or 1) is below ``release`` in ``confirm`` answered queries in
-    a row; the votes then start anew.
+    **Hysteresis.** Without ``release_threshold`` the subtask is complete for just as long as the
+    votes say so. With it, a complete subtask stays complete until the reading (``success_prob``,
+    else ``progress``, else the label as 0 or 1) is below ``release_threshold`` in
+    ``confirm_queries`` answered queries in a row; the votes then start anew.
 
     **Stall.** ``stalled`` is set when the best progress has not risen by ``stall_delta`` in the
     last ``stall_queries`` queries with a progress, and cleared when it does. Slow progress adds
@@ -37,11 +37,12 @@ class CompletionTracker:
     best of the episode.
 
     Args:
-        threshold: Least reading in (0, 1] that votes for completion.
-        confirm: Votes that are needed, at least 1.
-        window: Latest votes that are counted, at least ``confirm``. Equal to ``confirm`` means
-            votes in a row.
-        release: Reading in [0, threshold] below which completion is given up, or None.
+        complete_threshold: Least reading in (0, 1] that votes for completion.
+        confirm_queries: Votes that are needed, at least 1.
+        confirm_window: Latest votes that are counted, at least ``confirm_queries``; equal to it
+            means votes in a row.
+        release_threshold: Reading in [0, ``complete_threshold``] below which completion is given
+            up, or None.
         min_progress: Least progress in [0, 1] for a vote to count as one for completion, a guard
             against a judge that is fooled; the latest known progress is used if the score has
             none, and while none is known no vote is one for completion. None for no guard.
@@ -54,7 +55,9 @@ class CompletionTracker:
         ConfigError: If a setting is out of range.
 
     Example:
-        >>> tracker = CompletionTracker(threshold=0.9, confirm=2, window=3)
+        >>> tracker = CompletionTracker(
+        ...     complete_threshold=0.9, confirm_queries=2, confirm_window=3
+        ... )
         >>> readings = [0.5, 0.95, 0.4, 1.0, 0.2, 0.2]
         >>> [tracker.update(Score(progress=p), i).complete for i, p in enumerate(readings)]
         [False, False, False, True, False, False]
@@ -63,52 +66,38 @@ class CompletionTracker:
     def __init__(
         self,
         *,
-        threshold: float,
-        confirm: int = 2,
-        window: int = 3,
-        release: float | None = None,
+        complete_threshold: float,
+        confirm_queries: int = 2,
+        confirm_window: int = 3,
+        release_threshold: float | None = None,
         min_progress: float | None = None,
         stall_queries: int | None = None,
         stall_delta: float = 0.02,
         regression_delta: float | None = None,
     ):
-        _check(0.0 < threshold <= 1.0, "threshold", "in (0, 1]", threshold)
-        _check(confirm >= 1, "confirm", "at least 1", confirm)
-        _check(window >= confirm, "window", f"at least `confirm`, {confirm}", window)
-        _check(
-            release is None or 0.0 <= release <= threshold,
-            "release",
-            f"in [0, threshold], threshold being {threshold}, or None",
-            release,
-        )
-        _check(
-            min_progress is None or 0.0 <= min_progress <= 1.0,
-            "min_progress",
-            "in [0, 1] or None",
-            min_progress,
-        )
-        _check(
-            stall_queries is None or stall_queries >= 1,
-            "stall_queries",
-            "at least 1 or None",
-            stall_queries,
-        )
-        _check(0.0 < stall_delta <= 1.0, "stall_delta", "in (0, 1]", stall_delta)
-        _check(
-            regression_delta is None or 0.0 < regression_delta <= 1.0,
-            "regression_delta",
-            "in (0, 1] or None",
-            regression_delta,
-        )
-        self.threshold = threshold
-        self.confirm = confirm
-        self.window = window
-        self.release = release
+        check_unit("complete_threshold", complete_threshold, allow_zero=False)
+        check_int("confirm_queries", confirm_queries, least=1)
+        fix = "`confirm_queries` of these votes are needed."
+        check_int("confirm_window", confirm_window, least=confirm_queries, fix=fix)
+        ok = release_threshold is None or 0.0 <= release_threshold <= complete_threshold
+        rule = f"in [0, {complete_threshold}] (`complete_threshold`) or None"
+        check(ok, "release_threshold", rule, release_threshold)
+        if min_progress is not None:
+            check_unit("min_progress", min_progress, allow_zero=True)
+        if stall_queries is not None:
+            check_int("stall_queries", stall_queries, least=1)
+        check_unit("stall_delta", stall_delta, allow_zero=False)
+        if regression_delta is not None:
+            check_unit("regression_delta", regression_delta, allow_zero=False)
+        self.complete_threshold = complete_threshold
+        self.confirm_queries = confirm_queries
+        self.confirm_window = confirm_window
+        self.release_threshold = release_threshold
         self.min_progress = min_progress
         self.stall_queries = stall_queries
         self.stall_delta = stall_delta
         self.regression_delta = regression_delta
-        self._votes: deque[bool] = deque(maxlen=window)
+        self._votes: deque[bool] = deque(maxlen=confirm_window)
         self.reset()
 
     def reset(self) -> None:
@@ -162,13 +151,14 @@ class CompletionTracker:
 
     def _track_completion(self, score: Score) -> None:
         self._votes.append(self._vote(score))
-        confirmed = sum(self._votes) >= self.confirm
-        if self.release is None or not self._complete:
+        confirmed = sum(self._votes) >= self.confirm_queries
+        if self.release_threshold is None or not self._complete:
             self._complete = confirmed
             self._low_readings = 0
             return
-        self._low_readings = self._low_readings + 1 if _reading(score) < self.release else 0
-        if self._low_readings >= self.confirm:
+        low = _reading(score) < self.release_threshold
+        self._low_readings = self._low_readings + 1 if low else 0
+        if self._low_readings >= self.confirm_queries:
             self._complete = False
             self._votes.clear()
 
@@ -179,7 +169,7 @@ class CompletionTracker:
             return False
         if score.complete is not None:
             return score.complete
-        return _reading(score) >= self.threshold
+        return _reading(score) >= self.complete_threshold
 
     def _make_verdict(self, step: int, score: Score | None) -> Verdict:
         progress = self._progress
@@ -205,8 +195,3 @@ def _reading(score: Score) -> float:
     if score.progress is not None:
         return score.progress
     return float(bool(score.complete))
-
-
-def _check(holds: bool, name: str, wanted: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"`{name}` must be {wanted}, got {got!r}.")

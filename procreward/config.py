@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +19,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from procreward.checks import (
+    check,
+    check_choice,
+    check_frame_size,
+    check_int,
+    check_names,
+    check_unit,
+    is_number,
+)
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.shaping import ShapingMode
 
@@ -38,7 +46,7 @@ __all__ = [
     "ShapingMode",
     "ViewsSpec",
     "as_json",
-    "check_int",
+    "field_names",
     "given_settings",
     "load_preset",
     "preset_names",
@@ -60,47 +68,6 @@ DEFAULT_COMPLETE_THRESHOLD = 0.95
 
 CompleteMode: TypeAlias = Literal["info", "terminate", "truncate"]
 """What completion does to an episode."""
-
-
-def _check(ok: bool, name: str, rule: str, value: object, fix: str = "") -> None:
-    if not ok:
-        raise ConfigError(f"`{name}` must be {rule}, got {value!r}.{' ' if fix else ''}{fix}")
-
-
-def _is_int(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_int(name: str, value: object, *, least: int, fix: str = "") -> None:
-    """Refuse what is not an integer of at least ``least``.
-
-    Args:
-        name: What the message calls it.
-        value: What should be the integer.
-        least: The least that is allowed.
-        fix: A sentence that ends the message.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    _check(_is_int(value, least=least), name, f"an integer of at least {least}", value, fix)
-
-
-def _check_unit(name: str, value: Any, *, open_below: bool, fix: str = "") -> None:
-    low = "(0" if open_below else "[0"
-    ok = _is_number(value) and 0.0 <= value <= 1.0 and not (open_below and value == 0.0)
-    _check(ok, name, f"a number in {low}, 1]", value, fix)
-
-
-def _check_frame_size(name: str, value: object) -> tuple[int, int]:
-    ok = isinstance(value, Sequence) and len(value) == 2 and all(_is_int(v, least=1) for v in value)
-    _check(ok, name, "(width, height) in pixels", value, "For example `(128, 128)`.")
-    assert isinstance(value, Sequence)
-    return (int(value[0]), int(value[1]))
 
 
 def as_json(value: Any) -> Any:
@@ -146,12 +113,12 @@ class ScorerConfig:
     def __post_init__(self) -> None:
         for name in ("name", "dtype", "device", "attention"):
             value = getattr(self, name)
-            _check(isinstance(value, str) and value != "", name, "a non-empty string", value)
+            check(isinstance(value, str) and value != "", name, "a non-empty string", value)
         for name in ("model", "adapter", "revision"):
             value = getattr(self, name)
             ok = value is None or (isinstance(value, str) and value != "")
-            _check(ok, name, "a non-empty string or None", value)
-        _check(isinstance(self.options, Mapping), "options", "a mapping", self.options)
+            check(ok, name, "a non-empty string or None", value)
+        check(isinstance(self.options, Mapping), "options", "a mapping", self.options)
         try:
             json.dumps(as_json(self.options), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -178,8 +145,8 @@ class ScorerConfig:
             UnknownNameError: On a key that is no field.
             ConfigError: If ``name`` is missing or a value is wrong.
         """
-        _check_keys("scorer setting", values, cls)
-        _check("name" in values, "name", "given in a scorer mapping", dict(values))
+        check_names("scorer setting", values, field_names(cls))
+        check("name" in values, "name", "given in a scorer mapping", dict(values))
         return cls(**values)
 
     def key(self) -> str:
@@ -220,10 +187,10 @@ class Preset:
         check_int("window_frames", self.window_frames, least=1)
         check_int("frame_stride_steps", self.frame_stride_steps, least=1)
         if self.frame_size is not None:
-            size = _check_frame_size("frame_size", self.frame_size)
+            size = check_frame_size("frame_size", self.frame_size)
             object.__setattr__(self, "frame_size", size)
-        _check(isinstance(self.pad, bool), "pad", "true or false", self.pad)
-        _check_unit("complete_threshold", self.complete_threshold, open_below=True)
+        check(isinstance(self.pad, bool), "pad", "true or false", self.pad)
+        check_unit("complete_threshold", self.complete_threshold, allow_zero=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,46 +283,44 @@ class RewardConfig:
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), least=1)
         if self.frame_size is not None:
-            size = _check_frame_size("frame_size", self.frame_size)
+            size = check_frame_size("frame_size", self.frame_size)
             object.__setattr__(self, "frame_size", size)
         if self.pad is not None:
-            _check(isinstance(self.pad, bool), "pad", "True, False or None", self.pad)
+            check(isinstance(self.pad, bool), "pad", "True, False or None", self.pad)
         if self.skip_unchanged is not None:
-            ok = _is_number(self.skip_unchanged) and 0.0 <= self.skip_unchanged <= 255.0
-            _check(ok, "skip_unchanged", "a number in [0, 255] or None", self.skip_unchanged)
+            ok = is_number(self.skip_unchanged) and 0.0 <= self.skip_unchanged <= 255.0
+            check(ok, "skip_unchanged", "a number in [0, 255] or None", self.skip_unchanged)
 
     def _check_reward(self) -> None:
-        modes = get_args(ShapingMode)
-        _check(self.shaping in modes, "shaping", f"one of {modes}", self.shaping)
+        check_choice("shaping", self.shaping, get_args(ShapingMode))
         fix = "It must equal the learner's own discount."
-        _check_unit("gamma", self.gamma, open_below=True, fix=fix)
-        _check(_is_number(self.scale) and self.scale > 0, "scale", "above 0", self.scale)
+        check_unit("gamma", self.gamma, allow_zero=False, fix=fix)
+        check(is_number(self.scale) and self.scale > 0, "scale", "above 0", self.scale)
         for name in ("ratchet", "offset"):
-            _check(isinstance(getattr(self, name), bool), name, "a bool", getattr(self, name))
+            check(isinstance(getattr(self, name), bool), name, "a bool", getattr(self, name))
         if self.smooth_alpha is not None:
-            _check_unit("smooth_alpha", self.smooth_alpha, open_below=True)
-        ok = _is_number(self.success_bonus) and self.success_bonus >= 0
-        _check(ok, "success_bonus", "a finite number of at least 0", self.success_bonus)
-        ok = _is_number(self.env_reward_weight)
-        _check(ok, "env_reward_weight", "a finite number", self.env_reward_weight)
+            check_unit("smooth_alpha", self.smooth_alpha, allow_zero=False)
+        ok = is_number(self.success_bonus) and self.success_bonus >= 0
+        check(ok, "success_bonus", "a finite number of at least 0", self.success_bonus)
+        ok = is_number(self.env_reward_weight)
+        check(ok, "env_reward_weight", "a finite number", self.env_reward_weight)
 
     def _check_completion(self) -> None:
-        modes = get_args(CompleteMode)
-        _check(self.on_complete in modes, "on_complete", f"one of {modes}", self.on_complete)
+        check_choice("on_complete", self.on_complete, get_args(CompleteMode))
         if self.complete_threshold is not None:
-            _check_unit("complete_threshold", self.complete_threshold, open_below=True)
+            check_unit("complete_threshold", self.complete_threshold, allow_zero=False)
         check_int("confirm_queries", self.confirm_queries, least=1)
         fix = "It counts the readings that are looked back on for `confirm_queries` votes."
         least = self.confirm_queries
         check_int("confirm_window", self.confirm_window, least=least, fix=fix)
         for name in ("release_threshold", "min_progress"):
             if getattr(self, name) is not None:
-                _check_unit(name, getattr(self, name), open_below=False)
+                check_unit(name, getattr(self, name), allow_zero=True)
         if self.stall_queries is not None:
             check_int("stall_queries", self.stall_queries, least=1)
-        _check_unit("stall_delta", self.stall_delta, open_below=True)
+        check_unit("stall_delta", self.stall_delta, allow_zero=False)
         if self.regression_delta is not None:
-            _check_unit("regression_delta", self.regression_delta, open_below=True)
+            check_unit("regression_delta", self.regression_delta, allow_zero=False)
         check_int("max_consecutive_failures", self.max_consecutive_failures, least=1)
 
     def replace(self, **changes: Any) -> RewardConfig:
@@ -364,7 +329,7 @@ class RewardConfig:
         Raises:
             UnknownNameError: On a name that is no setting.
         """
-        _check_keys("setting", changes, type(self))
+        check_names("setting", changes, field_names(type(self)))
         return dataclasses.replace(self, **changes)
 
 
@@ -403,11 +368,9 @@ def given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_keys(kind: str, values: Mapping[str, Any], cls: type[Any]) -> None:
-    known = [item.name for item in dataclasses.fields(cls)]
-    for name in values:
-        if name not in known:
-            raise UnknownNameError(kind, str(name), known)
+def field_names(cls: type[Any]) -> tuple[str, ...]:
+    """Return the names of a dataclass's fields, in order."""
+    return tuple(item.name for item in dataclasses.fields(cls))
 
 
 def _presets_root() -> Traversable:
@@ -457,7 +420,7 @@ def _read_preset(path: Traversable) -> Preset:
     except yaml.YAMLError as error:
         raise ConfigError(f"The preset file {str(path)!r} is not valid YAML: {error}") from error
     ok = isinstance(values, dict) and isinstance(values.get("scorer"), dict)
-    _check(ok, f"preset {path.name}", "a mapping with a `scorer` mapping in it", values)
+    check(ok, f"preset {path.name}", "a mapping with a `scorer` mapping in it", values)
     values = {"name": path.name.rpartition(".")[0], **values}
-    _check_keys("preset setting", values, Preset)
+    check_names("preset setting", values, field_names(Preset))
     return Preset(**{**values, "scorer": ScorerConfig.from_dict(values["scorer"])})

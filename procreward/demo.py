@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from procreward.checks import check, check_int, check_names
 from procreward.errors import (
     ConfigError,
     MissingDependencyError,
@@ -63,15 +64,12 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("every_k_steps", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise ConfigError(f"`{name}` must be at least {least}, got {value}.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"`max_steps` must be at least 1, got {self.max_steps}.")
+            check_int(name, getattr(self, name), least=least)
+        if self.max_steps is not None:
+            check_int("max_steps", self.max_steps, least=1)
         if not self.policy:
             raise ConfigError('`policy` must name at least one policy, such as "random", got none.')
-        if not self.fps > 0:
-            raise ConfigError(f"`fps` must be above 0, got {self.fps}.")
+        check(self.fps > 0, "fps", "above 0", self.fps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +211,7 @@ def choose_policies(env_id: str, wanted: Sequence[str]) -> tuple[tuple[str, ...]
     """
     from procreward.envs.experts import KINDS
 
-    for kind in wanted:
-        if kind not in KINDS:
-            raise UnknownNameError("policy", kind, KINDS)
+    check_names("policy", wanted, KINDS)
     scripted = [kind for kind in wanted if kind != "random"]
     if not scripted or _has_experts(env_id):
         return tuple(dict.fromkeys(wanted)), ()

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from procreward.errors import ConfigError, FrameError
+from procreward.checks import check_int
+from procreward.errors import FrameError
 from procreward.types import Frame, Frames
 
 __all__ = ["FrameBuffer", "check_frame", "layout_defect"]
@@ -138,7 +139,7 @@ class FrameBuffer:
             every query has the same number of frames.
 
     Raises:
-        ConfigError: If a number is below 1.
+        ConfigError: If a number is below 1 or no integer.
 
     Example:
         >>> import numpy as np
@@ -151,12 +152,8 @@ class FrameBuffer:
     """
 
     def __init__(self, window_frames: int, *, frame_stride_steps: int = 1, pad: bool = True):
-        for name, value in (
-            ("window_frames", window_frames),
-            ("frame_stride_steps", frame_stride_steps),
-        ):
-            if value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+        check_int("window_frames", window_frames, least=1)
+        check_int("frame_stride_steps", frame_stride_steps, least=1)
         self.window_frames = window_frames
         self.frame_stride_steps = frame_stride_steps
         self.pad = pad

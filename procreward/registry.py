@@ -22,7 +22,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from procreward.config import Preset, ScorerConfig, ScorerSpec, as_json, load_preset, preset_names
+from procreward.checks import check_names
+from procreward.config import (
+    Preset,
+    ScorerConfig,
+    ScorerSpec,
+    as_json,
+    field_names,
+    load_preset,
+    preset_names,
+)
 from procreward.errors import ConfigError, ScorerError, UnknownNameError
 from procreward.types import Scorer
 
@@ -171,10 +180,7 @@ def _resolve_mapping(spec: Mapping[str, Any]) -> ScorerHandle:
     if base is None:
         return _handle(_default_preset(ScorerConfig.from_dict(values)))
     handle = _resolve_name(str(base))
-    known = [item.name for item in dataclasses.fields(ScorerConfig)]
-    for name in values:
-        if name not in known:
-            raise UnknownNameError("scorer setting", str(name), [*known, "preset"])
+    check_names("scorer setting", values, [*field_names(ScorerConfig), "preset"])
     if "options" in values:
         values["options"] = {**handle.config.options, **values["options"]}
     config = dataclasses.replace(handle.config, **values)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from procreward.errors import ConfigError
+from procreward.checks import check, check_int
 from procreward.types import Frame
 
 __all__ = ["ChangeDetector", "QuerySchedule"]
@@ -30,7 +30,7 @@ class QuerySchedule:
         frame_stride_steps: Environment steps between neighbouring frames, at least 1.
 
     Raises:
-        ConfigError: If a number is below 1.
+        ConfigError: If a number is below 1 or no integer.
 
     Example:
         >>> schedule = QuerySchedule(8, window_frames=4, frame_stride_steps=4)
@@ -41,13 +41,9 @@ class QuerySchedule:
     """
 
     def __init__(self, every_k_steps: int, *, window_frames: int, frame_stride_steps: int):
-        for name, value in (
-            ("every_k_steps", every_k_steps),
-            ("window_frames", window_frames),
-            ("frame_stride_steps", frame_stride_steps),
-        ):
-            if value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+        check_int("every_k_steps", every_k_steps, least=1)
+        check_int("window_frames", window_frames, least=1)
+        check_int("frame_stride_steps", frame_stride_steps, least=1)
         self.every_k_steps = every_k_steps
         self.window_frames = window_frames
         self.frame_stride_steps = frame_stride_steps
@@ -94,11 +90,8 @@ class ChangeDetector:
     """
 
     def __init__(self, min_mean_difference: float):
-        if not 0.0 <= min_mean_difference <= 255.0:
-            raise ConfigError(
-                "`min_mean_difference` must be in [0, 255] grey levels, got "
-                f"{min_mean_difference!r}."
-            )
+        ok = 0.0 <= min_mean_difference <= 255.0
+        check(ok, "min_mean_difference", "in [0, 255] grey levels", min_mean_difference)
         self.min_mean_difference = min_mean_difference
         self._queried: dict[str, Frame] = {}
 

@@ -92,10 +92,10 @@ class StreamPlan:
         """Return a new completion tracker with these settings."""
         config = self.config
         return CompletionTracker(
-            threshold=self.complete_threshold,
-            confirm=config.confirm_queries,
-            window=config.confirm_window,
-            release=config.release_threshold,
+            complete_threshold=self.complete_threshold,
+            confirm_queries=config.confirm_queries,
+            confirm_window=config.confirm_window,
+            release_threshold=config.release_threshold,
             min_progress=config.min_progress,
             stall_queries=config.stall_queries,
             stall_delta=config.stall_delta,

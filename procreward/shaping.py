@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Literal, TypeAlias, get_args
 
-from procreward.errors import ConfigError, UnknownNameError
+from procreward.checks import check, check_choice, check_unit, is_number
 
 __all__ = ["Potential", "Shaper", "ShapingMode", "SuccessBonus"]
 
@@ -61,11 +61,9 @@ class Potential:
     def __init__(
         self, *, ratchet: bool = False, smooth_alpha: float | None = None, offset: bool = False
     ):
-        if smooth_alpha is not None and not 0.0 < smooth_alpha <= 1.0:
-            raise ConfigError(
-                f"`smooth_alpha` must be in (0, 1] or None, got {smooth_alpha!r}; 1 means no "
-                "smoothing."
-            )
+        if smooth_alpha is not None:
+            fix = "Use 1 or None for no smoothing."
+            check_unit("smooth_alpha", smooth_alpha, allow_zero=False, fix=fix)
         self.ratchet = ratchet
         self.smooth_alpha = smooth_alpha
         self.offset = offset
@@ -168,8 +166,7 @@ class Shaper:
         scale: The factor ``c``, positive.
 
     Raises:
-        UnknownNameError: If there is no such mode.
-        ConfigError: If ``gamma`` or ``scale`` is out of range.
+        ConfigError: If there is no such mode, or ``gamma`` or ``scale`` is out of range.
 
     Example:
         >>> shaper = Shaper("pbrs", gamma=0.5, scale=2.0)
@@ -179,17 +176,10 @@ class Shaper:
     """
 
     def __init__(self, mode: ShapingMode, *, gamma: float, scale: float):
-        if mode not in get_args(ShapingMode):
-            raise UnknownNameError("shaping mode", mode, get_args(ShapingMode))
-        if not 0.0 < gamma <= 1.0:
-            raise ConfigError(
-                f"`gamma` must be in (0, 1], got {gamma!r}; use the learner's own discount."
-            )
-        if not (scale > 0.0 and math.isfinite(scale)):
-            raise ConfigError(
-                f"`scale` must be positive and finite, got {scale!r}; use mode 'sparse' for no "
-                "shaping."
-            )
+        check_choice("mode", mode, get_args(ShapingMode))
+        check_unit("gamma", gamma, allow_zero=False, fix="Use the learner's own discount.")
+        fix = "Use mode 'sparse' for no shaping."
+        check(is_number(scale) and scale > 0.0, "scale", "positive and finite", scale, fix)
         self.mode = mode
         self.gamma = gamma
         self.scale = scale
@@ -252,8 +242,8 @@ class SuccessBonus:
     """
 
     def __init__(self, amount: float):
-        if not (amount >= 0.0 and math.isfinite(amount)):
-            raise ConfigError(f"`success_bonus` must be finite and at least 0, got {amount!r}.")
+        ok = is_number(amount) and amount >= 0.0
+        check(ok, "success_bonus", "finite and at least 0", amount)
         self.amount = float(amount)
         self.reset()
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from procreward.checks import check_frame_size
 from procreward.errors import ConfigError, FrameError, UnknownNameError, UnsupportedEnvError
 from procreward.frames import layout_defect
 from procreward.types import Frame
@@ -184,13 +185,12 @@ def resolve_sources(
         UnknownNameError: If there is no such key or camera; the message names those there are.
         UnsupportedEnvError: If the environment cannot render as asked.
         FrameError: If an entry of the observation is not laid out as a picture.
-        ConfigError: If ``views`` is empty or names a view twice, or ``frame_size`` is not positive.
+        ConfigError: If ``views`` is empty or names a view twice, or ``frame_size`` is wrong.
     """
     if isinstance(views, str):
         views = (views,)
-    if frame_size is not None and min(frame_size) < 1:
-        raise ConfigError(f"`frame_size` must be at least 1 pixel each way, got {frame_size}.")
-    offer = _Offer(env, frame_size or DEFAULT_CAMERA_SIZE)
+    size = DEFAULT_CAMERA_SIZE if frame_size is None else check_frame_size("frame_size", frame_size)
+    offer = _Offer(env, size)
     sources: dict[str, FrameSource] = {}
     for spec in offer.default_views() if views is None else views:
         source = offer.source(spec)

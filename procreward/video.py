@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from procreward.config import RewardConfig, ScorerSpec, check_int
+from procreward.checks import check_int
+from procreward.config import RewardConfig, ScorerSpec
 from procreward.errors import ConfigError, FrameError
 from procreward.runner import DueQuery
 from procreward.session import EpisodeStream, Outcome, StreamPlan

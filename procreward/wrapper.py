@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat, TypeVar
 import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
+from procreward.checks import check_names
 from procreward.config import (
     DEFAULT,
     CompleteMode,
@@ -20,7 +21,7 @@ from procreward.config import (
     as_json,
     given_settings,
 )
-from procreward.errors import ConfigError, UnknownNameError, UnsupportedEnvError
+from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.instruction import InstructionSource
 from procreward.runner import QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
@@ -324,9 +325,7 @@ def _split_options(
         return options, {}
     rest = dict(options)
     own = rest.pop(KEY) or {}
-    for name in own:
-        if name not in RESET_OPTIONS:
-            raise UnknownNameError("reset option", str(name), RESET_OPTIONS)
+    check_names("reset option", own, RESET_OPTIONS)
     return rest, own
 
 

@@ -108,7 +108,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
         ((), "Missing subcommand"),
         (("dmeo",), "dmeo"),
         (("demo", "--episods", "3"), "--episodes"),
-        (("demo", "--episodes", "0"), "`episodes` must be at least 1, got 0"),
+        (("demo", "--episodes", "0"), "`episodes` must be an integer of at least 1"),
         (("demo", "--max-steps", "many"), "many"),
         (("verify",), "Missing subcommand"),
         (("verify", "env"), "ID"),

@@ -45,14 +45,20 @@ def by_progress(*values: float) -> list[Score | None]:
     ],
 )
 def test_n_of_the_last_m_votes(confirm: int, window: int, verdicts: str) -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=confirm, window=window)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=confirm, confirm_window=window
+    )
     readings = by_progress(0.5, 0.9, 0.89, 1.0, 0.95, 0.1, 0.2)
     assert complete(tracker, readings) == verdicts
 
 
 def test_label_comes_before_probability_and_probability_before_progress() -> None:
     def first(score: Score) -> bool:
-        return CompletionTracker(threshold=0.5, confirm=1, window=1).update(score, 0).complete
+        return (
+            CompletionTracker(complete_threshold=0.5, confirm_queries=1, confirm_window=1)
+            .update(score, 0)
+            .complete
+        )
 
     assert first(Score(complete=True, success_prob=0.1, progress=0.1))
     assert not first(Score(complete=False, success_prob=0.9, progress=0.9))
@@ -62,14 +68,16 @@ def test_label_comes_before_probability_and_probability_before_progress() -> Non
 
 
 def test_failed_queries_cast_no_vote() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=2, window=2)
+    tracker = CompletionTracker(complete_threshold=0.9, confirm_queries=2, confirm_window=2)
     assert complete(tracker, [progress(1.0), FAILED, None, progress(1.0), FAILED]) == "...##"
     tracker.reset()
     assert complete(tracker, [progress(1.0), FAILED, progress(0.0), progress(1.0)]) == "...."
 
 
 def test_judge_is_held_to_a_least_progress() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=1, window=1, min_progress=0.6)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=1, confirm_window=1, min_progress=0.6
+    )
     scores: list[Score | None] = [
         Score(complete=True),  # nothing known yet
         Score(complete=True, progress=0.5),
@@ -84,30 +92,38 @@ def test_judge_is_held_to_a_least_progress() -> None:
 
 
 def test_release_holds_until_as_many_low_readings_in_a_row() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=2, window=2, release=0.5)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=2, confirm_window=2, release_threshold=0.5
+    )
     readings = by_progress(0.95, 0.95, 0.6, 0.5, 0.4, 0.6, 0.4, 0.4, 0.95, 0.95)
     assert complete(tracker, readings) == ".######..#"
 
 
 def test_without_release_the_votes_decide() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=2, window=2)
+    tracker = CompletionTracker(complete_threshold=0.9, confirm_queries=2, confirm_window=2)
     assert complete(tracker, by_progress(0.95, 0.95, 0.6, 0.95, 0.95)) == ".#..#"
 
 
 def test_votes_start_anew_after_a_release() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=2, window=6, release=0.5)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=2, confirm_window=6, release_threshold=0.5
+    )
     assert complete(tracker, by_progress(1.0, 1.0, 0.1, 0.1, 0.1, 1.0, 1.0)) == ".##...#"
 
 
 def test_failed_queries_do_not_release() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=2, window=2, release=0.5)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=2, confirm_window=2, release_threshold=0.5
+    )
     scores: list[Score | None] = [progress(1.0), progress(1.0), progress(0.1), FAILED, None]
     assert complete(tracker, scores) == ".####"
     assert not tracker.update(progress(0.1), 50).complete
 
 
 def test_label_alone_releases_as_zero_or_one() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=1, window=1, release=0.5)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=1, confirm_window=1, release_threshold=0.5
+    )
     labels = [Score(complete=True), Score(complete=True), Score(complete=False)]
     assert complete(tracker, [*labels]) == "##."
 
@@ -116,7 +132,7 @@ def test_label_alone_releases_as_zero_or_one() -> None:
 
 
 def test_stall_is_no_rise_of_the_best_in_so_many_queries() -> None:
-    tracker = CompletionTracker(threshold=1.0, stall_queries=3, stall_delta=0.1)
+    tracker = CompletionTracker(complete_threshold=1.0, stall_queries=3, stall_delta=0.1)
     verdicts = run(tracker, by_progress(0.2, 0.3, 0.3, 0.1, 0.35, 0.39, 0.4, 0.4, 0.4, 0.4))
     assert [verdict.stalled for verdict in verdicts] == [
         False,
@@ -133,27 +149,29 @@ def test_stall_is_no_rise_of_the_best_in_so_many_queries() -> None:
 
 
 def test_failed_queries_do_not_count_towards_a_stall() -> None:
-    tracker = CompletionTracker(threshold=1.0, stall_queries=2, stall_delta=0.1)
+    tracker = CompletionTracker(complete_threshold=1.0, stall_queries=2, stall_delta=0.1)
     scores: list[Score | None] = [progress(0.2), FAILED, None, progress(0.2), FAILED, progress(0.2)]
     assert [v.stalled for v in run(tracker, scores)] == [False] * 5 + [True]
 
 
 def test_complete_is_not_stalled() -> None:
-    tracker = CompletionTracker(threshold=0.9, confirm=1, window=1, stall_queries=1)
+    tracker = CompletionTracker(
+        complete_threshold=0.9, confirm_queries=1, confirm_window=1, stall_queries=1
+    )
     verdicts = run(tracker, by_progress(1.0, 1.0, 1.0, 0.5))
     assert [verdict.complete for verdict in verdicts] == [True, True, True, False]
     assert [verdict.stalled for verdict in verdicts] == [False, False, False, True]
 
 
 def test_regression_is_measured_from_the_best() -> None:
-    tracker = CompletionTracker(threshold=1.0, regression_delta=0.2)
+    tracker = CompletionTracker(complete_threshold=1.0, regression_delta=0.2)
     verdicts = run(tracker, by_progress(0.1, 0.7, 0.6, 0.5, 0.4, 0.6))
     assert [verdict.regressed for verdict in verdicts] == [False, False, False, True, True, False]
     assert tracker.best == 0.7
 
 
 def test_stall_and_regression_are_off_by_default() -> None:
-    verdicts = run(CompletionTracker(threshold=1.0), by_progress(0.9, *[0.0] * 50))
+    verdicts = run(CompletionTracker(complete_threshold=1.0), by_progress(0.9, *[0.0] * 50))
     assert not any(verdict.stalled or verdict.regressed for verdict in verdicts)
 
 
@@ -161,7 +179,7 @@ def test_stall_and_regression_are_off_by_default() -> None:
 
 
 def test_verdict_tells_what_is_known() -> None:
-    tracker = CompletionTracker(threshold=0.9)
+    tracker = CompletionTracker(complete_threshold=0.9)
     nothing = Verdict(
         complete=False, progress=None, stalled=False, regressed=False, step=0, valid=False
     )
@@ -190,10 +208,10 @@ scores = st.lists(
 )
 trackers: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
-        "threshold": st.floats(0.5, 1.0),
-        "confirm": st.integers(1, 3),
-        "window": st.integers(3, 5),
-        "release": st.one_of(st.none(), st.floats(0.0, 0.5)),
+        "complete_threshold": st.floats(0.5, 1.0),
+        "confirm_queries": st.integers(1, 3),
+        "confirm_window": st.integers(3, 5),
+        "release_threshold": st.one_of(st.none(), st.floats(0.0, 0.5)),
         "min_progress": st.one_of(st.none(), st.floats(0.0, 1.0)),
         "stall_queries": st.one_of(st.none(), st.integers(1, 5)),
         "regression_delta": st.one_of(st.none(), st.floats(0.1, 1.0)),
@@ -217,7 +235,7 @@ def test_completion_needs_as_many_votes_as_asked_for(
 ) -> None:
     verdicts = run(CompletionTracker(**settings), sequence)
     answered = [v.complete for v in verdicts if v.valid]
-    assert not any(answered[: settings["confirm"] - 1])
+    assert not any(answered[: settings["confirm_queries"] - 1])
     before = [False, *(verdict.complete for verdict in verdicts)]
     assert all(v.valid or v.complete == b for v, b in zip(verdicts, before, strict=False))
 
@@ -225,13 +243,13 @@ def test_completion_needs_as_many_votes_as_asked_for(
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("threshold", 0.0),
-        ("threshold", 1.5),
-        ("threshold", math.nan),
-        ("confirm", 0),
-        ("window", 1),
-        ("release", 0.95),
-        ("release", -0.1),
+        ("complete_threshold", 0.0),
+        ("complete_threshold", 1.5),
+        ("complete_threshold", math.nan),
+        ("confirm_queries", 0),
+        ("confirm_window", 1),
+        ("release_threshold", 0.95),
+        ("release_threshold", -0.1),
         ("min_progress", 2.0),
         ("stall_queries", 0),
         ("stall_delta", 0.0),
@@ -239,6 +257,6 @@ def test_completion_needs_as_many_votes_as_asked_for(
     ],
 )
 def test_settings_out_of_range(setting: str, value: float) -> None:
-    settings: dict[str, Any] = {"threshold": 0.9, setting: value}
+    settings: dict[str, Any] = {"complete_threshold": 0.9, setting: value}
     with pytest.raises(ConfigError, match=f"`{setting}` must be .*, got {value}"):
         CompletionTracker(**settings)

@@ -107,10 +107,10 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_any_work(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"episodes": 0}, "`episodes` must be at least 1, got 0"),
-        ({"every_k_steps": 0}, "`every_k_steps` must be at least 1, got 0"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
+        ({"episodes": 0}, "`episodes` must be an integer of at least 1, got 0"),
+        ({"every_k_steps": 0}, "`every_k_steps` must be an integer of at least 1, got 0"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
+        ({"max_steps": 0}, "`max_steps` must be an integer of at least 1, got 0"),
         ({"policy": ()}, "`policy` must name at least one policy"),
         ({"fps": 0.0}, "`fps` must be above 0"),
     ],

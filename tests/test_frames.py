@@ -215,7 +215,7 @@ def test_a_refused_push_leaves_the_buffer_as_it_was(frames: dict[str, Frame], me
 @pytest.mark.parametrize("setting", ["window_frames", "frame_stride_steps"])
 def test_settings_below_one(setting: str) -> None:
     settings = {"window_frames": 1, "frame_stride_steps": 1, setting: 0}
-    with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=f"`{setting}` must be an integer of at least 1, got 0"):
         FrameBuffer(settings["window_frames"], frame_stride_steps=settings["frame_stride_steps"])
 
 

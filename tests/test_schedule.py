@@ -76,7 +76,7 @@ def test_a_frame_is_wanted_exactly_if_a_scheduled_query_shows_it(
 @pytest.mark.parametrize("setting", ["every_k_steps", "window_frames", "frame_stride_steps"])
 def test_settings_below_one(setting: str) -> None:
     settings = {"every_k_steps": 1, "window_frames": 1, "frame_stride_steps": 1, setting: 0}
-    with pytest.raises(ConfigError, match=f"`{setting}` must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=f"`{setting}` must be an integer of at least 1, got 0"):
         QuerySchedule(
             settings["every_k_steps"],
             window_frames=settings["window_frames"],

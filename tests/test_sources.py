@@ -266,7 +266,7 @@ def test_views_are_named_once_and_at_least_one() -> None:
 
 @pytest.mark.parametrize("size", [(0, 8), (8, -1)])
 def test_frame_size_is_positive(size: tuple[int, int]) -> None:
-    with pytest.raises(ConfigError, match="`frame_size` must be at least 1 pixel each way"):
+    with pytest.raises(ConfigError, match=r"`frame_size` must be \(width, height\) in pixels"):
         resolve_sources(CameraEnv(STATE), ["agentview"], size)
 
 

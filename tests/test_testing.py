@@ -153,7 +153,7 @@ def test_check_query() -> None:
         check_query(Query(frames={}, instruction="go", frame_steps=(0,)))
     with pytest.raises(FrameError, match=r"one frame per entry of `frame_steps` \(1\)"):
         check_query(Query(frames={"a": good}, instruction="go", frame_steps=(0,)))
-    with pytest.raises(InstructionError, match="got an empty one"):
+    with pytest.raises(InstructionError, match=r"`Query.instruction` must be a sentence .*got ''"):
         check_query(Query(frames={"a": good}, instruction="", frame_steps=(0, 1)))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from procreward.checks import check_choice
 from procreward.engine import Clip, EndTokens, Prompt
 from procreward.engine.loading import LoadedModel
 from procreward.engine.preprocess import Patches, preprocess_images, preprocess_video
@@ -112,10 +113,7 @@ class PromptReader:
             "eos": [self._builder.control_id("im_end")],
             "none": [],
         }
-        if end_tokens not in end:
-            raise ConfigError(
-                f"`end_tokens` must be 'template', 'eos' or 'none', got {end_tokens!r}."
-            )
+        check_choice("end_tokens", end_tokens, tuple(end))
         result = []
         for label in labels:
             ids = self._builder.encode("assistant\n" + label)

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from procreward.checks import check_choice, check_int
 from procreward.engine.preprocess import PreprocessConfig, load_preprocess_config
 from procreward.engine.sources import check_adapter, check_model, resolve_source
 from procreward.errors import ArchitectureError, ConfigError, ModelError
 
 __all__ = ["LoadedModel", "load_model"]
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 _GIB = 1024**3
@@ -116,7 +117,7 @@ def load_model(
         reasons["adapter"] = f"{adapter} merged into the weights"
     model = _move(model, chosen_device).eval().requires_grad_(False)
     for name, reason in reasons.items():
-        _LOGGER.info("%s: %s: %s", source, name, reason)
+        logger.info("%s: %s: %s", source, name, reason)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -161,12 +162,10 @@ def _choose_device(device: str, reasons: dict[str, str]) -> torch.device:
 
 
 def _choose_dtype(dtype: str, device: torch.device, reasons: dict[str, str]) -> torch.dtype:
-    if dtype in _DTYPES:
+    check_choice("dtype", dtype, ("auto", *_DTYPES))
+    if dtype != "auto":
         reasons["dtype"] = f"{dtype} (as asked)"
         return _DTYPES[dtype]
-    if dtype != "auto":
-        known = ", ".join(repr(name) for name in ("auto", *_DTYPES))
-        raise ConfigError(f"`dtype` must be one of {known}, got {dtype!r}.")
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         reasons["dtype"] = "bfloat16 (auto: the CUDA device supports it)"
         return torch.bfloat16
@@ -176,19 +175,17 @@ def _choose_dtype(dtype: str, device: torch.device, reasons: dict[str, str]) -> 
 
 
 def _choose_attention(attention: str, reasons: dict[str, str]) -> str:
+    check_choice("attention", attention, ("auto", *_ATTENTIONS))
     if attention == "auto":
         reasons["attention"] = "sdpa (auto: part of torch on every device)"
         return "sdpa"
-    if attention not in _ATTENTIONS:
-        known = ", ".join(repr(name) for name in ("auto", *_ATTENTIONS))
-        raise ConfigError(f"`attention` must be one of {known}, got {attention!r}.")
     reasons["attention"] = f"{attention} (as asked)"
     return attention
 
 
 def _set_threads(threads: int | None, reasons: dict[str, str]) -> None:
-    if threads is not None and threads < 1:
-        raise ConfigError(f"`threads` must be at least 1 or None, got {threads}.")
+    if threads is not None:
+        check_int("threads", threads, least=1)
     if threads is None and os.environ.get("OMP_NUM_THREADS"):
         reasons["threads"] = f"{torch.get_num_threads()} (OMP_NUM_THREADS)"
         return

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from procreward.checks import check_int
 from procreward.engine import EndTokens, Generation, LabelNLL, Prompt
 from procreward.engine.inputs import Batch, PreparedPrompt, PromptReader, cut_at_stop, pad_left
 from procreward.engine.loading import LoadedModel
@@ -60,8 +61,7 @@ class PlainEngine:
             ConfigError: If ``max_new_tokens`` is below 1 or a stop string is empty or not ASCII.
             ModelError: If the device runs out of memory.
         """
-        if max_new_tokens < 1:
-            raise ConfigError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")
+        check_int("max_new_tokens", max_new_tokens, least=1)
         if any(not word or not word.isascii() for word in stop):
             raise ConfigError(f"`stop` must hold non-empty ASCII strings, got {stop!r}.")
         if not prompts:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from procreward.checks import check_int
 from procreward.errors import ConfigError, FrameError, ModelError
 from procreward.types import Frames
 
@@ -78,11 +79,9 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_int(name, getattr(self, name), least=1)
         for name in ("patch", "merge", "temporal"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            check_int(name, getattr(self, name), least=1)
         if self.min_pixels > self.max_pixels or self.video_min_pixels > self.video_max_pixels:
             raise ConfigError(
                 "`min_pixels` must not exceed `max_pixels`, got "

@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from procreward.checks import check_choice
 from procreward.errors import ArchitectureError, ConfigError, InstructionError
 
 __all__ = ["Chat", "ChatBuilder", "Image", "Part", "Video", "VideoLayout", "build_chat"]
@@ -151,8 +152,7 @@ class ChatBuilder:
     """
 
     def __init__(self, tokenizer: Any, *, video_layout: VideoLayout = "4.57") -> None:
-        if video_layout not in ("4.57", "5.x"):
-            raise ConfigError(f"`video_layout` must be '4.57' or '5.x', got {video_layout!r}.")
+        check_choice("video_layout", video_layout, get_args(VideoLayout))
         self._tokenizer = tokenizer
         self._video_layout = video_layout
         self._cache: OrderedDict[tuple[tuple[Part, ...], str], Chat] = OrderedDict()

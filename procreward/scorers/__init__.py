@@ -6,14 +6,13 @@ Import a scorer from its own module (:mod:`procreward.scorers.constant`, ...), o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from procreward.errors import FrameError, InstructionError, UnknownNameError
+from procreward.errors import FrameError
+from procreward.instruction import check_instruction
 from procreward.types import Query
 
-__all__ = ["check_options", "check_query"]
+__all__ = ["check_query"]
 
 
 def check_query(query: Query) -> None:
@@ -24,8 +23,7 @@ def check_query(query: Query) -> None:
         FrameError: If there is no view, or a clip is not ``(num_frames, height, width, 3) uint8``
             with one frame per entry of ``frame_steps``.
     """
-    if not query.instruction.strip():
-        raise InstructionError("`Query.instruction` must be a sentence, got an empty one.")
+    check_instruction(query.instruction, "`Query.instruction`")
     if not query.frames:
         raise FrameError("`Query.frames` must hold at least one view, got none.")
     for view, clip in query.frames.items():
@@ -38,14 +36,3 @@ def check_query(query: Query) -> None:
                 f"The clip of view {view!r} must be (num_frames, height, width, 3) with one frame "
                 f"per entry of `frame_steps` ({expected}), got {clip.shape}."
             )
-
-
-def check_options(scorer: str, options: Mapping[str, object], known: Sequence[str]) -> None:
-    """Refuse options that a scorer does not have.
-
-    Raises:
-        UnknownNameError: Naming the known ones, with the closest.
-    """
-    for name in options:
-        if name not in known:
-            raise UnknownNameError(f"option of scorer {scorer!r}:", name, known)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
+from procreward.checks import check_names
+from procreward.config import field_names
 from procreward.engine import Engine
-from procreward.errors import ConfigError, UnknownNameError
+from procreward.errors import ConfigError
 
 if TYPE_CHECKING:
     from procreward.config import ScorerConfig
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from procreward.engine.preprocess import PreprocessConfig
     from procreward.engine.prompt import VideoLayout
 
-__all__ = ["ENGINES", "EngineName", "build_engine", "one_of", "options_from"]
+__all__ = ["ENGINES", "EngineName", "build_engine", "options_from"]
 
 _Options = TypeVar("_Options")
 
@@ -96,27 +98,8 @@ def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) 
     Raises:
         UnknownNameError: If a name is not an option.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in options:
-        if name not in known:
-            raise UnknownNameError(f"{scorer} option", name, known)
+    check_names(f"{scorer} option", options, field_names(kind))
     return kind(**options)
-
-
-def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Raise unless a value is among the known ones.
-
-    Args:
-        name: Name of the setting.
-        value: Its value.
-        known: What it may be.
-
-    Raises:
-        ConfigError: If it is none of them.
-    """
-    if value not in known:
-        listing = ", ".join(repr(choice) for choice in known)
-        raise ConfigError(f"`{name}` must be one of {listing}, got {value!r}.")
 
 
 def _make(name: str, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from procreward.checks import check, check_choice, check_frame_size, check_int, is_number
 from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
-from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
-from procreward.scorers.building import ENGINES, EngineName, build_engine, one_of, options_from
+from procreward.errors import ConfigError, FrameError, UnknownNameError
+from procreward.scorers import check_query
+from procreward.scorers.building import ENGINES, EngineName, build_engine, options_from
 from procreward.types import Frames, Query, Score
 
 if TYPE_CHECKING:
@@ -80,26 +82,22 @@ class JudgeOptions:
     engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
-        one_of("layout", self.layout, ("video", "images"))
-        one_of("media_order", self.media_order, ("media_first", "text_first"))
-        one_of("end_tokens", self.end_tokens, ("template", "eos", "none"))
-        one_of("rule", self.rule, ("normalised", "log_odds"))
-        one_of("video_layout", self.video_layout, ("4.57", "5.x"))
-        one_of("engine", self.engine, ENGINES)
-        if not math.isfinite(self.log_odds_threshold):
-            raise ConfigError(
-                f"`log_odds_threshold` must be finite, got {self.log_odds_threshold!r}."
-            )
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise ConfigError(f"`fps` must be positive or None, got {self.fps!r}.")
-        if self.batch_size < 1 or (self.num_frames is not None and self.num_frames < 1):
-            raise ConfigError(
-                "`batch_size` and `num_frames` must be at least 1, got "
-                f"{self.batch_size!r} and {self.num_frames!r}."
-            )
+        check_choice("layout", self.layout, ("video", "images"))
+        check_choice("media_order", self.media_order, ("media_first", "text_first"))
+        check_choice("end_tokens", self.end_tokens, ("template", "eos", "none"))
+        check_choice("rule", self.rule, ("normalised", "log_odds"))
+        check_choice("video_layout", self.video_layout, ("4.57", "5.x"))
+        check_choice("engine", self.engine, ENGINES)
+        threshold = self.log_odds_threshold
+        check(is_number(threshold), "log_odds_threshold", "a finite number", threshold)
+        ok = self.fps is None or (is_number(self.fps) and self.fps > 0)
+        check(ok, "fps", "above 0 or None", self.fps)
+        check_int("batch_size", self.batch_size, least=1)
+        if self.num_frames is not None:
+            check_int("num_frames", self.num_frames, least=1)
         if self.frame_size is not None:
-            width, height = self.frame_size
-            object.__setattr__(self, "frame_size", (int(width), int(height)))
+            size = check_frame_size("frame_size", self.frame_size)
+            object.__setattr__(self, "frame_size", size)
         if self.views is not None:
             object.__setattr__(self, "views", _weights(self.views))
             self.check_views(self.views)
@@ -178,7 +176,7 @@ class CompletionJudge:
 
         Raises:
             ConfigError: If a view may not be used, or a video has no frame rate.
-            FrameError: If a clip has another number of frames than ``num_frames``.
+            FrameError: If a clip is malformed or has another number of frames than ``num_frames``.
             InstructionError: If an instruction is empty.
             UnknownNameError: If a configured view is not in a query.
         """
@@ -191,7 +189,7 @@ class CompletionJudge:
         """Return a JSON-able account of what answers."""
         views = self._options.views
         return {
-            "scorer": "completion_judge",
+            "name": "completion_judge",
             **self._account,
             "views": dict(_weights(views)) if views is not None else None,
             "layout": self._options.layout,
@@ -220,6 +218,7 @@ class CompletionJudge:
         return scores
 
     def _views(self, query: Query) -> dict[str, float]:
+        check_query(query)
         chosen = _weights(self._options.views if self._options.views else list(query.frames))
         for name in chosen:
             if name not in query.frames:
@@ -228,8 +227,6 @@ class CompletionJudge:
         return chosen
 
     def _prompt(self, query: Query, view: str) -> Prompt:
-        if not query.instruction.strip():
-            raise InstructionError("`instruction` must say what the task is, got an empty text.")
         frames = query.frames[view]
         expected = self._options.num_frames
         if expected is not None and len(frames) != expected:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from procreward.checks import check_names
 from procreward.config import ScorerConfig
-from procreward.scorers import check_options, check_query
+from procreward.scorers import check_query
 from procreward.types import Query, Score
 
 __all__ = ["Constant"]
@@ -51,7 +52,7 @@ class Constant:
     @classmethod
     def from_config(cls, config: ScorerConfig) -> Constant:
         """Build from ``config.options``: ``progress``, ``success_prob``, ``complete``."""
-        check_options("constant", config.options, OPTIONS)
+        check_names("constant option", config.options, OPTIONS)
         options: dict[str, Any] = dict(config.options)
         return cls(**options)
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from procreward.checks import check_choice, check_int
 from procreward.engine import Clip, Engine, Generation, Prompt
-from procreward.errors import ConfigError, InstructionError, UnknownNameError
-from procreward.scorers.building import ENGINES, EngineName, build_engine, one_of, options_from
+from procreward.errors import ConfigError, UnknownNameError
+from procreward.scorers import check_query
+from procreward.scorers.building import ENGINES, EngineName, build_engine, options_from
 from procreward.scorers.procvlm_text import (
     DIRECT_PREFIX,
     PROMPT,
@@ -54,17 +56,13 @@ class ProcVLMOptions:
     engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
-        one_of("mode", self.mode, ("reasoning", "direct"))
-        one_of("image_order", self.image_order, ("images_first", "text_first"))
-        one_of("engine", self.engine, ENGINES)
+        check_choice("mode", self.mode, ("reasoning", "direct"))
+        check_choice("image_order", self.image_order, ("images_first", "text_first"))
+        check_choice("engine", self.engine, ENGINES)
         for name in ("max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-        if self.max_pixels is not None and self.max_pixels < 1024:
-            raise ConfigError(
-                f"`max_pixels` must be at least 1024 (32x32) or None, got {self.max_pixels!r}."
-            )
+            check_int(name, getattr(self, name), least=1)
+        if self.max_pixels is not None:
+            check_int("max_pixels", self.max_pixels, least=1024, fix="1024 is a frame of 32x32.")
 
 
 class ProcVLM:
@@ -116,6 +114,7 @@ class ProcVLM:
 
         Raises:
             ConfigError: If a query holds several views and the option ``view`` is not set.
+            FrameError: If a clip is malformed.
             InstructionError: If an instruction is empty.
         """
         prompts = [self._prompt(query) for query in queries]
@@ -134,7 +133,7 @@ class ProcVLM:
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""
         return {
-            "scorer": "procvlm",
+            "name": "procvlm",
             **self._account,
             "mode": self._options.mode,
             "image_order": self._options.image_order,
@@ -145,8 +144,7 @@ class ProcVLM:
         }
 
     def _prompt(self, query: Query) -> Prompt:
-        if not query.instruction.strip():
-            raise InstructionError("`instruction` must say what the task is, got an empty text.")
+        check_query(query)
         view, frames = self._view(query)
         keys = tuple((query.stream, view, step) for step in query.frame_steps)
         clip = Clip(frames=frames, keys=keys if query.stream else None)

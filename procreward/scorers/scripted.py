@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from procreward.checks import check_int, check_names
 from procreward.config import ScorerConfig
 from procreward.errors import ConfigError
-from procreward.scorers import check_options, check_query
+from procreward.scorers import check_query
 from procreward.types import Query, Score
 
 __all__ = ["Scripted"]
@@ -47,15 +48,14 @@ class Scripted:
         """
         if progress is not None and not callable(progress) and len(progress) == 0:
             raise ConfigError("`progress` must have at least one entry, got an empty list.")
-        if ramp_steps < 1:
-            raise ConfigError(f"`ramp_steps` must be at least 1, got {ramp_steps}.")
+        check_int("ramp_steps", ramp_steps, least=1)
         self._progress = progress
         self._ramp_steps = ramp_steps
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> Scripted:
         """Build from ``config.options``: ``progress`` (a list), ``ramp_steps``."""
-        check_options("scripted", config.options, OPTIONS)
+        check_names("scripted option", config.options, OPTIONS)
         options: dict[str, Any] = dict(config.options)
         return cls(**options)
 
