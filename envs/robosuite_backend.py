@@ -29,6 +29,10 @@ _NO_GL = (
 )
 
 
+# Process that made an OpenGL context first; a fork of it cannot make one.
+_gl_process: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreeCamera:
     """A camera of our own: a point it looks at and where it stands around that point.
@@ -131,15 +135,23 @@ class SimRenderer:
         self._thread = 0
 
     def _make_context(self) -> Any:
+        global _gl_process
         import mujoco
         from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
         class Context(MjRenderContextOffscreen):  # type: ignore[misc]
             def __del__(self) -> None:
-                # The parent's fails noisily when its constructor did not get far.
+                # The parent's fails noisily when its constructor did not get far, and frees the
+                # buffers of whichever context is current: another environment's, maybe.
                 if hasattr(self, "con"):
+                    self.gl_ctx.make_current()
                     super().__del__()
 
+        if _gl_process not in (None, os.getpid()):
+            raise FrameError(
+                "This process was forked from one that had already rendered; OpenGL would hang. "
+                'Start the workers with `context="spawn"` (AsyncVectorEnv), or before rendering.'
+            )
         if self._cheap:
             self._sim.model.vis.quality.offsamples = 0
         # robosuite advances the derived state here, which would make the first frame, and what
@@ -158,6 +170,7 @@ class SimRenderer:
             context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._thread = threading.get_ident()
+        _gl_process = os.getpid()
         return context
 
     def render(self, camera: str | FreeCamera, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -173,7 +186,8 @@ class SimRenderer:
 
         Raises:
             FrameError: If called on another thread than the first frame (OpenGL would answer with
-                a black picture), or if the picture is black all the same.
+                a black picture) or in a fork of a process that rendered (it would hang), or if
+                the picture is black all the same.
             MissingDependencyError: If no OpenGL context can be made.
         """
         import mujoco
