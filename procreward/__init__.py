@@ -6,6 +6,8 @@
 * :class:`RewardConfig`, :class:`ScorerConfig`, :func:`load_preset` - the settings.
 * :class:`Scorer`, :class:`Query`, :class:`Score`, :class:`Verdict`, :func:`register_scorer` - what
   a reward model of your own needs.
+* :class:`QuerySchedule`, :class:`FrameBuffer`, :class:`Potential`, :class:`Shaper`,
+  :class:`CompletionTracker` - the parts of the wrapper, for a training loop of your own.
 
 Everything is loaded when it is first used: importing this package imports no model, no simulator
 and no torch.
@@ -18,14 +20,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from procreward.checker import CompletionChecker as CompletionChecker
+    from procreward.completion import CompletionTracker as CompletionTracker
     from procreward.config import Preset as Preset
     from procreward.config import RewardConfig as RewardConfig
     from procreward.config import ScorerConfig as ScorerConfig
     from procreward.config import load_preset as load_preset
     from procreward.config import preset_names as preset_names
     from procreward.errors import ProcrewardError as ProcrewardError
+    from procreward.frames import FrameBuffer as FrameBuffer
     from procreward.registry import register_scorer as register_scorer
     from procreward.registry import scorer_names as scorer_names
+    from procreward.schedule import QuerySchedule as QuerySchedule
+    from procreward.shaping import Potential as Potential
+    from procreward.shaping import Shaper as Shaper
     from procreward.types import Query as Query
     from procreward.types import Score as Score
     from procreward.types import Scorer as Scorer
@@ -38,14 +45,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CompletionChecker",
+    "CompletionTracker",
+    "FrameBuffer",
+    "Potential",
     "Preset",
     "ProcrewardError",
     "ProgressReward",
     "Query",
+    "QuerySchedule",
     "RewardConfig",
     "Score",
     "Scorer",
     "ScorerConfig",
+    "Shaper",
     "Verdict",
     "VideoRecord",
     "__version__",
@@ -58,14 +70,19 @@ __all__ = [
 
 _HOMES = {
     "CompletionChecker": "checker",
+    "CompletionTracker": "completion",
+    "FrameBuffer": "frames",
+    "Potential": "shaping",
     "Preset": "config",
     "ProcrewardError": "errors",
     "ProgressReward": "wrapper",
     "Query": "types",
+    "QuerySchedule": "schedule",
     "RewardConfig": "config",
     "Score": "types",
     "Scorer": "types",
     "ScorerConfig": "config",
+    "Shaper": "shaping",
     "Verdict": "types",
     "VideoRecord": "video",
     "load_preset": "config",

@@ -13,7 +13,7 @@ import gymnasium as gym
 from gymnasium.wrappers import ClipReward, TimeLimit
 
 from procreward.testing import Report, Skip, Suite
-from procreward.wrapper import KEY, ProgressReward
+from procreward.wrapper import INFO_KEY, ProgressReward
 
 TYPES: dict[str, type] = {
     "progress": float,
@@ -85,7 +85,7 @@ def _rollout_points(suite: Suite, env: ProgressReward[Any, Any], runs: list[list
     )
     suite.run(
         "info_constant",
-        f"`info[{KEY!r}]` has the same keys and types at every step, and only finite numbers",
+        f"`info[{INFO_KEY!r}]` has the same keys and types at every step, and only finite numbers",
         lambda: _info_constant(steps),
     )
     suite.run(
@@ -168,10 +168,10 @@ def _roll_out(env: ProgressReward[Any, Any], max_steps: int, seed: int) -> list[
     actions = copy.deepcopy(env.action_space)
     actions.seed(seed)
     _, info = env.reset(seed=seed)
-    steps = [_Step(0.0, False, False, dict(info[KEY]))]
+    steps = [_Step(0.0, False, False, dict(info[INFO_KEY]))]
     while len(steps) <= max_steps and not steps[-1].ended:
         _, reward, terminated, truncated, info = env.step(actions.sample())
-        steps.append(_Step(reward, terminated or truncated, terminated, dict(info[KEY])))
+        steps.append(_Step(reward, terminated or truncated, terminated, dict(info[INFO_KEY])))
     return steps
 
 

@@ -159,7 +159,7 @@ class CompletionChecker:
         else:
             dues = self._stream.advance(views, self._stream.step + 1)
         self._outcome = self._stream.apply(self._runner.run(dues))
-        if dues:
+        if self._outcome.queried:
             self._last_score = self._outcome.score
 
     def verdict(self) -> Verdict:

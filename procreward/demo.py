@@ -73,7 +73,7 @@ class DemoConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class DemoSetup:
     """What :func:`prepare` made ready.
 
     Attributes:
@@ -91,7 +91,7 @@ class Stage:
     notes: tuple[str, ...]
 
 
-def prepare(config: DemoConfig) -> Stage:
+def prepare(config: DemoConfig) -> DemoSetup:
     """Check everything that a run needs, and build it.
 
     In this order: the names of policies and models, the output folder, the
@@ -139,7 +139,7 @@ def prepare(config: DemoConfig) -> Stage:
     figures = importlib.util.find_spec("matplotlib") is not None
     if not figures:
         notes = (*notes, "no progress.png without matplotlib: pip install 'procreward[report]'.")
-    return Stage(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
+    return DemoSetup(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
 
 
 def _check_picture(env: gym.Env[Any, Any], config: DemoConfig) -> None:
@@ -149,7 +149,9 @@ def _check_picture(env: gym.Env[Any, Any], config: DemoConfig) -> None:
     except gym.error.DependencyNotInstalled as error:
         raise MissingDependencyError(f"{config.env} cannot be rendered: {error}") from error
     if picture is None:
-        raise UnsupportedEnvError(f"{config.env} gives no pictures in mode 'rgb_array'.")
+        raise UnsupportedEnvError(
+            f"{config.env} gives no pictures in mode 'rgb_array'; choose an environment that does."
+        )
 
 
 def _check_folder(folder: Path) -> None:
@@ -261,16 +263,16 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> tuple[Path, ...]
     Raises:
         ProcrewardError: As :func:`prepare` says.
     """
-    stage = prepare(config)
-    for note in stage.notes:
+    setup = prepare(config)
+    for note in setup.notes:
         say(f"note: {note}")
     try:
-        records, videos = _run_all(config, stage)
+        records, videos = _run_all(config, setup)
     finally:
-        stage.env.close()
+        setup.env.close()
     files = [*videos, config.out / "episodes.jsonl"]
     write_records(records, files[-1])
-    if stage.figures:
+    if setup.figures:
         files.append(config.out / "progress.png")
         write_progress_figure(records, files[-1])
     say(format_table(records))
@@ -278,7 +280,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> tuple[Path, ...]
     return tuple(files)
 
 
-def _run_all(config: DemoConfig, stage: Stage) -> tuple[list[EpisodeRecord], list[Path]]:
+def _run_all(config: DemoConfig, setup: DemoSetup) -> tuple[list[EpisodeRecord], list[Path]]:
     """Roll out every policy; each video is written as soon as its episode is over."""
     from tqdm import tqdm
 
@@ -287,14 +289,14 @@ def _run_all(config: DemoConfig, stage: Stage) -> tuple[list[EpisodeRecord], lis
 
     records: list[EpisodeRecord] = []
     videos: list[Path] = []
-    total = len(stage.policies) * config.episodes * stage.horizon
+    total = len(setup.policies) * config.episodes * setup.horizon
     with tqdm(total=total, unit="step", mininterval=0.5) as bar:
-        for kind in stage.policies:
+        for kind in setup.policies:
             for number in range(config.episodes):
                 bar.set_description(f"{kind} {number}")
                 seed = config.seed + number
                 rollout = run_episode(
-                    stage.env,
+                    setup.env,
                     make_policy(config.env, kind, seed),
                     seed=seed,
                     env_id=config.env,
@@ -308,7 +310,7 @@ def _run_all(config: DemoConfig, stage: Stage) -> tuple[list[EpisodeRecord], lis
                 write_overlay_video(
                     record, rollout.frames, path, frame_steps=rollout.frame_steps, fps=config.fps
                 )
-                bar.update(stage.horizon - record.steps)
+                bar.update(setup.horizon - record.steps)
                 records.append(record)
                 videos.append(path)
     return records, videos

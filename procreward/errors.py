@@ -13,8 +13,9 @@
     │   ├── ModelNotFoundError (FileNotFoundError) no such folder, file or hub repository
     │   ├── UnsafeWeightsError                     weights in a format that can execute code
     │   └── ArchitectureError                      weights of another architecture or base model
-    └── ScorerError            (RuntimeError)      a scorer that broke its contract
-        └── ScorerFailedError                      too many failed queries in a row
+    ├── ScorerError            (RuntimeError)      a scorer that broke its contract
+    │   └── ScorerFailedError                      too many failed queries in a row
+    └── ConformanceError       (AssertionError)    a suite of procreward.testing failed
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Iterable
 __all__ = [
     "ArchitectureError",
     "ConfigError",
+    "ConformanceError",
     "FrameError",
     "InstructionError",
     "MissingDependencyError",
@@ -105,3 +107,7 @@ class ScorerError(ProcrewardError, RuntimeError):
 
 class ScorerFailedError(ScorerError):
     """More queries failed in a row than ``max_consecutive_failures`` allows."""
+
+
+class ConformanceError(ProcrewardError, AssertionError):
+    """A scorer or a wrapped environment failed its suite of :mod:`procreward.testing`."""

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium as gym
-import numpy as np
 
 from procreward.errors import UnsupportedEnvError
+from procreward.frames import check_frame
 from procreward.report.records import EpisodeRecord, StepTrace
+from procreward.sources import RenderSource
 from procreward.types import Frame
+from procreward.wrapper import INFO_KEY
 
 __all__ = ["Policy", "RandomPolicy", "Rollout", "run_episode"]
-
-INFO_KEY = "procreward"
 
 
 class Policy(Protocol):
@@ -128,8 +128,8 @@ def run_episode(
         The record and, if asked for, a picture of every step.
 
     Raises:
-        UnsupportedEnvError: If ``info`` lacks the wrapper's entry, or pictures are wanted and
-            ``env.render()`` gives none.
+        UnsupportedEnvError: If ``info`` lacks the wrapper's entry.
+        FrameError: If pictures are wanted and ``env.render()`` gives none.
     """
     log = _Log(env, record_frames)
     _, info = env.reset(seed=seed)
@@ -209,15 +209,5 @@ def _instruction(env: gym.Env[Any, Any]) -> str:
 
 def _picture(env: gym.Env[Any, Any]) -> Frame:
     """Render what a viewer would see."""
-    picture = env.render()
-    if not (
-        isinstance(picture, np.ndarray)
-        and picture.dtype == np.uint8
-        and picture.ndim == 3
-        and picture.shape[2] == 3
-    ):
-        raise UnsupportedEnvError(
-            "`env.render()` must return a (height, width, 3) uint8 picture, got "
-            f"{type(picture).__name__}; make the environment with render_mode='rgb_array'."
-        )
+    picture = check_frame(RenderSource().frame(env, None), "env.render()")
     return picture.copy()  # an environment may draw into the same array again

@@ -40,7 +40,7 @@ class QuerySchedule:
         [0, 4, 8, 12, 16]
     """
 
-    def __init__(self, every_k_steps: int, *, window_frames: int, frame_stride_steps: int):
+    def __init__(self, every_k_steps: int, *, window_frames: int, frame_stride_steps: int = 1):
         check_int("every_k_steps", every_k_steps, least=1)
         check_int("window_frames", window_frames, least=1)
         check_int("frame_stride_steps", frame_stride_steps, least=1)

@@ -161,8 +161,8 @@ class Outcome:
         return self.verdict.complete
 
 
-class _Eyes:
-    """What one model is shown: its buffer and its schedule."""
+class _Feed:
+    """How frames reach one model: its buffer and its schedule."""
 
     def __init__(self, every_k_steps: int, plan: WindowPlan):
         self.buffer = FrameBuffer(
@@ -204,10 +204,10 @@ class EpisodeStream:
         config = plan.config
         self.plan = plan
         self._fps = fps
-        self._eyes: dict[Role, _Eyes] = {"scorer": _Eyes(config.every_k_steps, plan.window)}
+        self._feeds: dict[Role, _Feed] = {"scorer": _Feed(config.every_k_steps, plan.window)}
         if plan.judge_window is not None:
-            self._eyes["judge"] = _Eyes(config.every_k_steps, plan.judge_window)
-        self._schedules = [eyes.schedule for eyes in self._eyes.values()]
+            self._feeds["judge"] = _Feed(config.every_k_steps, plan.judge_window)
+        self._schedules = [feed.schedule for feed in self._feeds.values()]
         self._changes = (
             None if config.skip_unchanged is None else ChangeDetector(config.skip_unchanged)
         )
@@ -216,8 +216,8 @@ class EpisodeStream:
         )
         self._shaper = Shaper(config.shaping, gamma=config.gamma, scale=config.scale)
         self._bonus = SuccessBonus(config.success_bonus)
-        self._motion = plan.tracker()
-        self._completion = self._motion if plan.judge is None else plan.tracker()
+        self._progress_tracker = plan.tracker()
+        self._completion_tracker = self._progress_tracker if plan.judge is None else plan.tracker()
         self._instruction = ""
         self._stream = ""
         self._pending: list[DueQuery] | None = None
@@ -226,7 +226,7 @@ class EpisodeStream:
     def _start(self, step: int) -> None:
         self._step = self._read_step = step
         self._terminated = self._truncated = self._valid = False
-        self._verdict = self._motion.verdict
+        self._verdict = self._progress_tracker.verdict
 
     @property
     def step(self) -> int:
@@ -255,10 +255,12 @@ class EpisodeStream:
         self._instruction = check_instruction(instruction)
         # Random, so that a cache that outlives this process never takes one episode for another.
         self._stream = uuid.uuid4().hex
-        for eyes in self._eyes.values():
-            eyes.buffer.clear()
-        for part in (self._potential, self._shaper, self._bonus, self._motion, self._completion):
+        for feed in self._feeds.values():
+            feed.buffer.clear()
+        for part in (self._potential, self._shaper, self._bonus):
             part.reset()
+        for tracker in (self._progress_tracker, self._completion_tracker):
+            tracker.reset()
         if self._changes is not None:
             self._changes.reset()
         self._start(0)
@@ -317,15 +319,15 @@ class EpisodeStream:
         ended = self._terminated or self._truncated
         self._pending = []
         due = self._schedules[0].due(step, ended=ended, known=known)
-        for eyes in self._eyes.values():
-            if due or eyes.schedule.wants_frame(step):
-                eyes.buffer.push(frames, step)
+        for feed in self._feeds.values():
+            if due or feed.schedule.wants_frame(step):
+                feed.buffer.push(frames, step)
         if not due:
             return []
         if self._may_skip(frames, ended=ended):
             return []
         self._pending = [
-            DueQuery(role=role, query=self._query(eyes)) for role, eyes in self._eyes.items()
+            DueQuery(role=role, query=self._query(feed)) for role, feed in self._feeds.items()
         ]
         return list(self._pending)
 
@@ -334,8 +336,8 @@ class EpisodeStream:
             return False
         return not self._changes.changed(frames)
 
-    def _query(self, eyes: _Eyes) -> Query:
-        clips, steps = eyes.buffer.window()
+    def _query(self, feed: _Feed) -> Query:
+        clips, steps = feed.buffer.window()
         return Query(
             frames=clips,
             instruction=self._instruction,
@@ -376,14 +378,14 @@ class EpisodeStream:
         reading = _reading(score)
         self._valid = reading is not None
         self._potential.update(reading)
-        self._motion.update(score, self._step)
-        if self._completion is not self._motion:
-            self._completion.update(self._guarded(judge_score), self._step)
+        self._progress_tracker.update(score, self._step)
+        if self._completion_tracker is not self._progress_tracker:
+            self._completion_tracker.update(self._guarded(judge_score), self._step)
         self._verdict = self._merged_verdict()
         if reading is not None:
             self._read_step = self._step
             if self._changes is not None:
-                self._changes.queried(self._eyes["scorer"].buffer.latest())
+                self._changes.queried(self._feeds["scorer"].buffer.latest())
 
     def _guarded(self, judge_score: Score | None) -> Score | None:
         """Give a judge that knows no progress the scorer's, for the guard `min_progress`."""
@@ -391,7 +393,7 @@ class EpisodeStream:
             return judge_score
         if self.plan.config.min_progress is None:
             return judge_score
-        return replace(judge_score, progress=self._motion.verdict.progress)
+        return replace(judge_score, progress=self._progress_tracker.verdict.progress)
 
     def _settle(self, *, queried: bool, score: Score | None, judge_score: Score | None) -> Outcome:
         config = self.plan.config
@@ -424,10 +426,10 @@ class EpisodeStream:
         )
 
     def _merged_verdict(self) -> Verdict:
-        verdict = self._motion.verdict
-        if self._completion is self._motion:
+        verdict = self._progress_tracker.verdict
+        if self._completion_tracker is self._progress_tracker:
             return verdict
-        complete = self._completion.verdict.complete
+        complete = self._completion_tracker.verdict.complete
         return replace(verdict, complete=complete, stalled=verdict.stalled and not complete)
 
 

@@ -44,13 +44,8 @@ class FrameSource(Protocol):
     """Takes the frame of one view at the environment's current step."""
 
     @property
-    def views(self) -> tuple[str, ...]:
-        """Names of the views that the source gives: one."""
-        ...
-
-    @property
-    def on_demand(self) -> bool:
-        """Whether taking a frame costs a rendering, so that it pays to ask for few."""
+    def view(self) -> str:
+        """Name of the view."""
         ...
 
     def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
@@ -75,14 +70,9 @@ class ObservationSource:
     key: str
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def view(self) -> str:
         """The key."""
-        return (self.key,)
-
-    @property
-    def on_demand(self) -> bool:
-        """False: the picture is there already."""
-        return False
+        return self.key
 
     def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
         """Return the picture at the key.
@@ -107,14 +97,9 @@ class RenderSource:
     """Takes the frame from ``env.render()``, in render mode ``"rgb_array"``."""
 
     @property
-    def views(self) -> tuple[str, ...]:
-        """``("render",)``."""
-        return ("render",)
-
-    @property
-    def on_demand(self) -> bool:
-        """True."""
-        return True
+    def view(self) -> str:
+        """``"render"``."""
+        return "render"
 
     def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
         """Return what ``env.render()`` returns.
@@ -146,14 +131,9 @@ class CameraSource:
     height: int = DEFAULT_CAMERA_SIZE[1]
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def view(self) -> str:
         """The camera's name."""
-        return (self.name,)
-
-    @property
-    def on_demand(self) -> bool:
-        """True."""
-        return True
+        return self.name
 
     def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
         """Return a fresh rendering of the camera."""
@@ -190,20 +170,19 @@ def resolve_sources(
     if isinstance(views, str):
         views = (views,)
     size = DEFAULT_CAMERA_SIZE if frame_size is None else check_frame_size("frame_size", frame_size)
-    offer = _Offer(env, size)
+    available = _EnvViews(env, size)
     sources: dict[str, FrameSource] = {}
-    for spec in offer.default_views() if views is None else views:
-        source = offer.source(spec)
-        (view,) = source.views
-        if view in sources:
-            raise ConfigError(f"`views` must name each view once, got {view!r} twice.")
-        sources[view] = source
+    for spec in available.default_views() if views is None else views:
+        source = available.source(spec)
+        if source.view in sources:
+            raise ConfigError(f"`views` must name each view once, got {source.view!r} twice.")
+        sources[source.view] = source
     if not sources:
-        raise ConfigError("`views` must name at least one view, got none.")
+        raise ConfigError("`views` must name at least one view, got none; None takes the default.")
     return sources
 
 
-class _Offer:
+class _EnvViews:
     """What an environment can show."""
 
     def __init__(self, env: gym.Env[Any, Any], camera_size: tuple[int, int]):

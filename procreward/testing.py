@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from procreward.errors import ProcrewardError
+from procreward.errors import ConformanceError
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from procreward.config import ScorerSpec
 
-__all__ = ["Check", "Report", "check_scorer", "check_wrapper"]
+__all__ = ["Check", "Report", "Skip", "Suite", "check_scorer", "check_wrapper"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +83,6 @@ class Report:
             if check.detail:
                 lines.append(f"          {check.detail}")
         return "\n".join(lines)
-
-
-class ConformanceError(ProcrewardError, AssertionError):
-    """A scorer or a wrapped environment failed its suite."""
 
 
 class Skip(Exception):

@@ -62,7 +62,8 @@ class Score:
         reason: Why there is no progress (``"unparsable"``, ``"truncated"``, ``"n/a"``, ...).
         mode: How the number was read, such as ``"reasoning"`` or ``"direct"``.
         spread: Standard deviation of the readout in progress units, or None.
-        details: Further figures, such as label scores.
+        details: Further figures, such as label scores; ``"clamped"`` is 1.0 where the model's
+            number was out of range and was clamped.
 
     Raises:
         ScorerError: If a value is outside [0, 1] or not finite, or if neither a value nor a reason

@@ -17,6 +17,7 @@ from procreward.checks import check_int
 from procreward.config import RewardConfig, ScorerSpec
 from procreward.errors import ConfigError, FrameError
 from procreward.runner import DueQuery
+from procreward.scorers.procvlm_text import reasoning_of
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.types import Frame
 
@@ -25,7 +26,6 @@ __all__ = ["VideoReader", "VideoRecord", "score_video"]
 VIEW = "video"
 
 _RATE = re.compile(r"Video:.*?(\d+(?:\.\d+)?) fps")
-_ANSWER_SENTENCE = re.compile(r"[^.\n]*<progress>.*", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def _record(
         progress=outcome.verdict.progress,
         parsed_progress=None if score is None else score.progress,
         progress_source="previous" if score is None or score.progress is None else "model",
-        reasoning=_ANSWER_SENTENCE.sub("", text).strip(),
+        reasoning=reasoning_of(text),
         model_output=text,
     )
 
@@ -203,14 +203,14 @@ class VideoReader:
         # Pictures with a header each, so that their size need not be known beforehand.
         command += ["-map", "0:v:0", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
         # A file, since a pipe that nobody reads would block ffmpeg.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._said)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr)
         try:
             self._first = self._read()
             if self._first is None:
                 raise FrameError(
                     f"{self._path!r} cannot be read as a video; it may be damaged or of another "
-                    f"kind. ffmpeg: {self._last_words()}"
+                    f"kind. ffmpeg: {self._ffmpeg_error()}"
                 )
             self.fps = self._rate()
         except BaseException:
@@ -231,7 +231,7 @@ class VideoReader:
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames in order, each ``(height, width, 3) uint8``; works once.
@@ -247,7 +247,7 @@ class VideoReader:
             frame = self._read()
         if self._process.wait() != 0:
             raise FrameError(
-                f"{self._path!r} is damaged after {count} frames. ffmpeg: {self._last_words()}"
+                f"{self._path!r} is damaged after {count} frames. ffmpeg: {self._ffmpeg_error()}"
             )
 
     def _read(self) -> Frame | None:
@@ -263,21 +263,21 @@ class VideoReader:
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
     def _rate(self) -> float:
-        found = _RATE.search(self._report())
+        found = _RATE.search(self._read_stderr())
         if found is None or float(found[1]) <= 0:
             raise FrameError(
                 f"{self._path!r} must state how many frames a second it has, got none."
             )
         return float(found[1])
 
-    def _last_words(self) -> str:
+    def _ffmpeg_error(self) -> str:
         self._process.wait()
-        lines = self._report().strip().splitlines()
+        lines = self._read_stderr().strip().splitlines()
         return lines[-1].strip() if lines else "no output"
 
-    def _report(self) -> str:
-        self._said.seek(0)
-        return self._said.read().decode(errors="replace")
+    def _read_stderr(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
 
 
 def _resized(frame: Frame, size: tuple[int, int]) -> Frame:

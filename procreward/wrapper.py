@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat, TypeVar
 
 import gymnasium as gym
@@ -23,17 +23,17 @@ from procreward.config import (
 )
 from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.instruction import InstructionSource
-from procreward.runner import QueryStats
+from procreward.runner import DueQuery, QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.sources import resolve_sources
 from procreward.types import Frame, Score
 
-__all__ = ["ProgressReward"]
+__all__ = ["INFO_KEY", "ProgressReward"]
 
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
 
-KEY = "procreward"
+INFO_KEY = "procreward"
 """Our entry in ``info``, and in the ``options`` of a reset."""
 
 RESET_OPTIONS = ("instruction",)
@@ -65,8 +65,8 @@ class ProgressReward(
     steps since the frame that was last read) and ``valid`` (bool, whether the latest query was
     answered).
 
-    A vector environment cannot be wrapped: wrap its sub-environments
-    (``gym.make_vec(..., wrappers=[...])``) or use ``VectorProgressReward``.
+    A vector environment cannot be wrapped; wrap its sub-environments
+    (``gym.make_vec(..., wrappers=[...])``).
 
     Example:
         >>> import gymnasium as gym
@@ -234,8 +234,8 @@ class ProgressReward(
         obs, info = self.env.reset(seed=seed, options=options)
         instruction = own.get("instruction") or self._instruction.read(self.env, obs, info)
         dues = self._stream.begin(self._frames(obs), instruction)
-        outcome = self._finish(self._stream.apply(self._runner.run(dues)), queried=bool(dues))
-        return obs, {**info, KEY: _entry(outcome, env_reward=0.0)}
+        outcome = self._settle(dues)
+        return obs, {**info, INFO_KEY: _entry(outcome, env_reward=0.0)}
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and replace its reward.
@@ -263,12 +263,12 @@ class ProgressReward(
             terminated=bool(terminated),
             truncated=bool(truncated),
         )
-        outcome = self._finish(self._stream.apply(self._runner.run(dues)), queried=bool(dues))
+        outcome = self._settle(dues)
         reward = outcome.shaping + outcome.bonus
         weight = self._plan.config.env_reward_weight
         if weight:
             reward += weight * env_reward
-        info = {**info, KEY: _entry(outcome, env_reward=env_reward)}
+        info = {**info, INFO_KEY: _entry(outcome, env_reward=env_reward)}
         return obs, reward, outcome.terminated, outcome.truncated, info
 
     def close(self) -> None:
@@ -280,11 +280,11 @@ class ProgressReward(
     def _frames(self, obs: ObsType) -> dict[str, Frame]:
         return {view: source.frame(self.env, obs) for view, source in self._sources.items()}
 
-    def _finish(self, outcome: Outcome, *, queried: bool) -> Outcome:
-        self._outcome = outcome
-        if queried:
-            self._last_score = outcome.score
-        return outcome
+    def _settle(self, dues: Sequence[DueQuery]) -> Outcome:
+        self._outcome = self._stream.apply(self._runner.run(dues))
+        if self._outcome.queried:
+            self._last_score = self._outcome.score
+        return self._outcome
 
 
 def _merge(config: RewardConfig | None, given: Mapping[str, Any]) -> RewardConfig:
@@ -296,9 +296,8 @@ def _merge(config: RewardConfig | None, given: Mapping[str, Any]) -> RewardConfi
 def _check_env(env: object) -> None:
     if isinstance(env, gym.vector.VectorEnv):
         raise UnsupportedEnvError(
-            f"`env` must be a single environment, got the vector environment {env}. Use "
-            "VectorProgressReward, or wrap the sub-environments: "
-            "gym.make_vec(..., wrappers=[ProgressReward])."
+            f"`env` must be a single environment, got the vector environment {env}. Wrap "
+            "its sub-environments: gym.make_vec(..., wrappers=[ProgressReward])."
         )
     if not isinstance(env, gym.Env):
         raise UnsupportedEnvError(
@@ -321,10 +320,10 @@ def _split_options(
     options: dict[str, Any] | None,
 ) -> tuple[dict[str, Any] | None, Mapping[str, Any]]:
     """Take our entry out of a copy of the options."""
-    if options is None or KEY not in options:
+    if options is None or INFO_KEY not in options:
         return options, {}
     rest = dict(options)
-    own = rest.pop(KEY) or {}
+    own = rest.pop(INFO_KEY) or {}
     check_names("reset option", own, RESET_OPTIONS)
     return rest, own
 

@@ -123,9 +123,9 @@ def test_settings_out_of_range(tmp_path: Path, changes: dict[str, object], messa
 
 def test_the_horizon_is_the_environments_own_unless_given(tmp_path: Path) -> None:
     for max_steps, horizon in ((None, 50), (12, 12)):
-        stage = prepare(toy(tmp_path, max_steps=max_steps))
-        stage.env.close()
-        assert stage.horizon == horizon
+        setup = prepare(toy(tmp_path, max_steps=max_steps))
+        setup.env.close()
+        assert setup.horizon == horizon
 
 
 def test_an_id_with_its_module_is_accepted() -> None:

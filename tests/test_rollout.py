@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 
-from procreward.errors import UnsupportedEnvError
+from procreward.errors import FrameError, UnsupportedEnvError
 from procreward.rollout import RandomPolicy, Rollout, run_episode
 from procreward.wrapper import ProgressReward
 
@@ -47,6 +47,18 @@ class Ladder(gym.Env[Any, Any]):
 
     def privileged_progress(self) -> float:
         return self.position / 10
+
+
+class Blind(Ladder):
+    """Shows the scorer a picture in its observation, and a viewer none."""
+
+    def __init__(self) -> None:
+        super().__init__(render_mode=None)
+        image = gym.spaces.Box(0, 255, (6, 8, 3), np.uint8)
+        self.observation_space = gym.spaces.Dict({"image": image})
+
+    def _observation(self) -> Any:
+        return {"image": np.full((6, 8, 3), 9, np.uint8)}
 
 
 def roll(
@@ -186,6 +198,18 @@ def test_an_environment_without_our_wrapper_is_refused() -> None:
             RandomPolicy(0),
             seed=0,
             env_id="Ladder-v0",
+            policy_name="random",
+            scorer_name="constant",
+        )
+
+
+def test_an_environment_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(FrameError, match=r"got None; make the environment with render_mode"):
+        run_episode(
+            ProgressReward(TimeLimit(Blind(), 4), scorer="constant", views="image"),
+            RandomPolicy(0),
+            seed=0,
+            env_id="Blind-v0",
             policy_name="random",
             scorer_name="constant",
         )

@@ -165,10 +165,9 @@ def test_views_by_default(env: PlainEnv, expected: dict[str, FrameSource]) -> No
     assert resolve_sources(env) == expected
 
 
-def test_only_observations_are_free() -> None:
-    sources: list[FrameSource] = [ObservationSource("a"), RenderSource(), CameraSource("a")]
-    assert [source.on_demand for source in sources] == [False, True, True]
-    assert [source.views for source in sources] == [("a",), ("render",), ("a",)]
+def test_a_source_names_its_view() -> None:
+    sources: list[FrameSource] = [ObservationSource("a"), RenderSource(), CameraSource("b")]
+    assert [source.view for source in sources] == ["a", "render", "b"]
     assert all(isinstance(source, FrameSource) for source in sources)
 
 

@@ -8,9 +8,9 @@ import gymnasium as gym
 import pytest
 from gymnasium.wrappers import ClipReward, TimeLimit
 
-from procreward.errors import FrameError, InstructionError
+from procreward.errors import ConformanceError, FrameError, InstructionError
 from procreward.scorers import check_query
-from procreward.testing import ConformanceError, Report, check_scorer, check_wrapper
+from procreward.testing import Report, check_scorer, check_wrapper
 from procreward.types import Query, Score
 from procreward.wrapper import ProgressReward
 from tests.helpers import CounterEnv, Recorder, make_counter

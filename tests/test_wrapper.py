@@ -453,7 +453,7 @@ def test_environment_without_a_picture() -> None:
 
 def test_vector_environment_is_refused() -> None:
     venv = gym.vector.SyncVectorEnv([CounterEnv])
-    with pytest.raises(UnsupportedEnvError, match=r"VectorProgressReward.*wrappers=\[Progress"):
+    with pytest.raises(UnsupportedEnvError, match=r"sub-environments: .*wrappers=\[Progress"):
         ProgressReward(venv, scorer="constant")  # type: ignore[arg-type]
     venv.close()
 

@@ -7,7 +7,7 @@ touches the model's mutable position state, so one model can serve several engin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -21,10 +21,13 @@ from procreward.engine.loading import LoadedModel
 from procreward.engine.prompt import VideoLayout
 from procreward.errors import ConfigError, ModelError
 
-__all__ = ["AnswerRow", "PlainEngine", "Visual", "decode_positions"]
+__all__ = ["AnswerRow", "DecodeStep", "PlainEngine", "Visual", "decode_positions"]
 
 Visual: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 """Embeddings ``(tokens, hidden)`` and deepstack features, each ``(tokens, hidden)``."""
+
+DecodeStep: TypeAlias = Callable[[torch.Tensor, int], torch.Tensor]
+"""The newest tokens ``(batch,)`` and their place in the answer to ``(batch, hidden)``."""
 
 
 class PlainEngine:
@@ -106,9 +109,7 @@ class PlainEngine:
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> Batch:
         return pad_left([prompt.chat for prompt in prepared], self._pad_id, self._loaded.device)
 
-    def _encode(
-        self, prepared: Sequence[PreparedPrompt]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _encode(self, prepared: Sequence[PreparedPrompt]) -> Visual:
         """Run the vision tower; returns the embeddings and the deepstack features of all clips."""
         patches = [patch for prompt in prepared for patch in prompt.patches]
         if not patches:
@@ -149,25 +150,37 @@ class PlainEngine:
 
         batch = self._pad(prepared)
         cache = DynamicCache(config=self._language_model.config)
-        hidden = self._prefill(batch, self._encode(prepared), cache)
+        hidden = self._prefill(batch, self._encode(prepared), cache)[:, -1]
         rows = [AnswerRow(self._loaded.end_ids, stop) for _ in prepared]
-        positions, mask = decode_positions(batch, max_new_tokens)
-        length = batch.ids.shape[1]
+        decode_step: DecodeStep | None = None
         for step in range(max_new_tokens):
-            chosen = self._head(hidden[:, -1:]).argmax(dim=-1)
+            chosen = self._head(hidden).argmax(dim=-1)
             running = False
-            for row, token in zip(rows, chosen[:, 0].tolist(), strict=True):
+            for row, token in zip(rows, chosen.tolist(), strict=True):
                 running |= row.push(token, self._piece(token) if stop else "")
             if not running or step + 1 == max_new_tokens:
                 break
-            hidden = self._language_model(
-                inputs_embeds=self._embed(chosen),
+            if decode_step is None:
+                decode_step = self._decoder(batch, cache, max_new_tokens)
+            hidden = decode_step(chosen, step)
+        return [(row.tokens, row.finished) for row in rows]
+
+    def _decoder(self, batch: Batch, cache: Any, max_new_tokens: int) -> DecodeStep:
+        """Get ready to decode behind the prompts whose keys and values are in the cache."""
+        positions, mask = decode_positions(batch, max_new_tokens)
+        length = batch.ids.shape[1]
+
+        def decode_step(chosen: torch.Tensor, step: int) -> torch.Tensor:
+            hidden: torch.Tensor = self._language_model(
+                inputs_embeds=self._embed(chosen[:, None]),
                 position_ids=positions[:, :, step : step + 1],
                 attention_mask=None if mask is None else mask[:, : length + step + 1],
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        return [(row.tokens, row.finished) for row in rows]
+            return hidden[:, -1]
+
+        return decode_step
 
     def _nll(
         self,

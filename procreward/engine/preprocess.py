@@ -16,7 +16,6 @@ Example:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ import numpy as np
 import torch
 
 from procreward.checks import check_int
-from procreward.errors import ConfigError, FrameError, ModelError
+from procreward.engine.sources import read_json_object
+from procreward.errors import ConfigError, FrameError
 from procreward.types import Frames
 
 __all__ = [
@@ -278,9 +278,9 @@ def load_preprocess_config(folder: str | Path) -> PreprocessConfig:
         ModelError: If one of the files is not a JSON object.
     """
     folder = Path(folder)
-    image = _read_json(folder / "preprocessor_config.json")
-    video = _read_json(folder / "video_preprocessor_config.json")
-    own = _read_json(folder / "procreward.json")
+    image = _optional_json(folder / "preprocessor_config.json")
+    video = _optional_json(folder / "video_preprocessor_config.json")
+    own = _optional_json(folder / "procreward.json")
     values: dict[str, Any] = {}
     for source, low, high in (
         (image, "min_pixels", "max_pixels"),
@@ -310,18 +310,8 @@ def _budget(source: Mapping[str, Any], low: str, high: str) -> dict[str, int]:
     return {name: int(value) for name, value in pairs if value is not None}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"`{path}` must be a JSON object, but reading it failed: {error}"
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"`{path}` must be a JSON object, got a {type(content).__name__}.")
-    return content
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _check_aspect(height: int, width: int) -> None:

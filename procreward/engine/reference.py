@@ -63,7 +63,7 @@ class ReferenceEngine:
                 **inputs, generation_config=settings, tokenizer=self._loaded.tokenizer
             )
         answers = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._finish(tokens, max_new_tokens, stop) for tokens in answers]
+        return [self._finish(tokens, stop) for tokens in answers]
 
     def label_nll(
         self,
@@ -121,7 +121,7 @@ class ReferenceEngine:
                 inputs[grid] = torch.cat([patch.grid_thw for patch in patches]).to(device)
         return inputs
 
-    def _finish(self, tokens: list[int], max_new_tokens: int, stop: tuple[str, ...]) -> Generation:
+    def _finish(self, tokens: list[int], stop: tuple[str, ...]) -> Generation:
         ends = [tokens.index(token) for token in self._loaded.end_ids if token in tokens]
         ended = bool(ends)
         if ended:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from procreward.engine.inputs import Batch, PreparedPrompt
 from procreward.engine.loading import LoadedModel
-from procreward.engine.plain import AnswerRow, PlainEngine, Visual, decode_positions
+from procreward.engine.plain import DecodeStep, PlainEngine, Visual, decode_positions
 from procreward.engine.prompt import VideoLayout
 from procreward.engine.small_vision import SmallVision
 
@@ -44,7 +44,7 @@ def suits_small(loaded: LoadedModel) -> bool:
 
 
 class SmallEngine(PlainEngine):
-    """The plain engine with a decoding loop for small float32 models.
+    """The plain engine with a vision tower and decoding steps for small float32 models.
 
     Args:
         loaded: The model; see :func:`suits_small`.
@@ -61,28 +61,10 @@ class SmallEngine(PlainEngine):
         patches = [patch for prompt in prepared for patch in prompt.patches]
         return self._vision(patches) if patches else (torch.empty(0), [])
 
-    def _decode(
-        self, prepared: Sequence[PreparedPrompt], max_new_tokens: int, stop: tuple[str, ...]
-    ) -> list[tuple[list[int], bool]]:
-        from transformers import DynamicCache
-
-        batch = self._pad(prepared)
-        cache = DynamicCache(config=self._language_model.config)
-        hidden = self._prefill(batch, self._encode(prepared), cache)[:, -1]
-        rows = [AnswerRow(self._loaded.end_ids, stop) for _ in prepared]
-        state: _State | None = None
-        table, head = self._embed.weight, self._head.weight
-        for step in range(max_new_tokens):
-            chosen = functional.linear(hidden, head).argmax(dim=-1)
-            running = False
-            for row, token in zip(rows, chosen.tolist(), strict=True):
-                running |= row.push(token, self._piece(token) if stop else "")
-            if not running or step + 1 == max_new_tokens:
-                break
-            if state is None:
-                state = _State(cache, self._language_model, batch, max_new_tokens)
-            hidden = self._step(functional.embedding(chosen, table), state, step)
-        return [(row.tokens, row.finished) for row in rows]
+    def _decoder(self, batch: Batch, cache: Any, max_new_tokens: int) -> DecodeStep:
+        state = _State(cache, self._language_model, batch, max_new_tokens)
+        table = self._embed.weight
+        return lambda chosen, step: self._step(functional.embedding(chosen, table), state, step)
 
 
 class _State:

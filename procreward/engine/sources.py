@@ -14,11 +14,18 @@ from typing import Any
 
 from procreward.errors import ArchitectureError, ModelError, ModelNotFoundError, UnsafeWeightsError
 
-__all__ = ["ARCHITECTURE", "ResolvedSource", "check_adapter", "check_model", "resolve_source"]
+__all__ = [
+    "ARCHITECTURE",
+    "ResolvedSource",
+    "check_adapter",
+    "check_model",
+    "read_json_object",
+    "resolve_source",
+]
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _EMBEDDED = {"nano": Path(__file__).parents[1] / "models" / "nano" / "weights"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
@@ -124,10 +131,29 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     config = _read_config(folder, "adapter_config.json", "adapter")
     if config.get("peft_type") != "LORA":
         raise ArchitectureError(
-            f"The adapter in {folder} must be a LORA, got {config.get('peft_type')!r}."
+            f"The adapter in {folder} must be a LORA, got {config.get('peft_type')!r}. "
+            "Only LoRA adapters can be merged."
         )
     _check_weights(folder, "adapter_model", "adapter")
     return config
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read one of a model's JSON files.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelError: If it cannot be read or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"`{path}` must be a JSON object; reading it failed: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"`{path}` must be a JSON object, got a {type(content).__name__}.")
+    return content
 
 
 def _read_config(folder: Path, name: str, kind: str) -> dict[str, Any]:
@@ -136,13 +162,7 @@ def _read_config(folder: Path, name: str, kind: str) -> dict[str, Any]:
         raise ModelNotFoundError(
             f"No {kind} in {folder}: {name} is missing. The folder holds {_listing(folder)}."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"`{path}` must be a JSON object, reading it failed: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"`{path}` must be a JSON object, got a {type(config).__name__}.")
-    return config
+    return read_json_object(path)
 
 
 def _check_weights(folder: Path, stem: str, kind: str) -> None:
@@ -220,7 +240,7 @@ def _download(source: str, revision: str | None, local_files_only: bool) -> Reso
         ) from error
     commit = folder.name
     if revision is None:
-        _LOGGER.warning("%s is not pinned; using its latest revision %s", source, commit)
+        logger.warning("%s is not pinned; using its latest revision %s", source, commit)
     return ResolvedSource(folder=folder, source=source, revision=commit)
 
 

@@ -176,6 +176,8 @@ class ProcVLM:
         reading = read_progress(text, finished=answer.finished)
         details = {"tokens": float(len(answer.tokens))}
         if reading.clamped and reading.percent is not None:
+            details["clamped"] = 1.0
+            # Bounded, since a model may write four hundred digits and JSON knows no infinity.
             details["percent_as_written"] = max(min(reading.percent, 1e12), -1e12)
         if reading.source not in ("", "tag"):
             details[reading.source] = 1.0

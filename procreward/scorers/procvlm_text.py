@@ -34,6 +34,8 @@ STOP = "</progress>"
 DIRECT_PREFIX = "Therefore, the estimated progress is <progress>"
 """What mode ``direct`` puts in the assistant's mouth: the last line of every trained answer."""
 
+_LEAD = DIRECT_PREFIX.removesuffix("<progress>").strip()
+
 _UPSTREAM = re.compile(
     r"<progress>\s*([+-]?\d+(?:\.\d+)?)\s*%?\s*</progress>", re.IGNORECASE | re.DOTALL
 )
@@ -123,13 +125,15 @@ def read_progress(text: str, *, finished: bool = True) -> Reading:
 
 
 def reasoning_of(text: str) -> str:
-    """Return what an answer says before its tag.
+    """Return what an answer says before it comes to the number.
 
     Args:
         text: The answer.
 
     Returns:
-        The words before the first progress tag, or all of them, without outer white space.
+        The words before the first progress tag and the half sentence that leads up to it, or all
+        of them, without outer white space.
     """
     match = _ANY_TAG.search(text)
-    return (text[: match.start()] if match else text).strip()
+    before = text[: match.start()] if match else text
+    return before.strip().removesuffix(_LEAD).strip()

@@ -184,8 +184,8 @@ class TestReading:
         ):
             assert read_progress(text).progress is None
 
-    def test_the_reasoning_is_what_stands_before_the_tag(self) -> None:
-        assert reasoning_of(UNFINISHED) == UNFINISHED.split("<progress>")[0].strip()
+    def test_the_reasoning_is_what_stands_before_the_number(self) -> None:
+        assert reasoning_of(UNFINISHED) == UNFINISHED.split("\nTherefore")[0]
         assert reasoning_of("1. lift \\< progr ess>3%") == "1. lift"
         assert reasoning_of(" no tag ") == "no tag"
 
@@ -272,6 +272,7 @@ class TestScoring:
         scores = ProcVLM(engine).score([query()] * 4)
         assert [score.progress for score in scores] == [1.0, 1.0, 0.07, 1.0]
         assert scores[0].details["percent_as_written"] == 130.0
+        assert [score.details.get("clamped") for score in scores] == [1.0, None, None, 1.0]
         assert scores[1].details["finished_text"] == 1.0
         assert scores[2].details["malformed_tag"] == 1.0
         json.dumps([dict(score.details) for score in scores], allow_nan=False)
