@@ -9,20 +9,16 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from procreward.envs.metaworld_progress import CameraView
 
-from procreward.errors import (
-    ConfigError,
-    MissingDependencyError,
-    UnknownNameError,
-    UnsupportedEnvError,
-)
+from procreward.checks import check_int, check_names
+from procreward.errors import FrameError, MissingDependencyError
 from procreward.types import Frame
 
-__all__ = ["CameraRig"]
+__all__ = ["CameraRig", "CameraView"]
 
 _MOST_GEOMS: Final = 2000
 _HELP: Final = (
@@ -30,6 +26,24 @@ _HELP: Final = (
     "and set MUJOCO_GL=osmesa."
 )
 _OPEN_RIGS: weakref.WeakSet[CameraRig] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraView:
+    """A free camera.
+
+    Attributes:
+        lookat: World point in the middle of the frame, metres.
+        distance: From the camera to that point, metres.
+        azimuth: Direction of sight around the vertical, degrees; 90 looks along +y, away from the
+            robot.
+        elevation: Direction of sight above the horizon, degrees; negative looks down.
+    """
+
+    lookat: tuple[float, float, float]
+    distance: float
+    azimuth: float
+    elevation: float
 
 
 class CameraRig:
@@ -78,15 +92,12 @@ class CameraRig:
             UnknownNameError: If there is no camera of that name.
             ConfigError: If the size is below one pixel.
             MissingDependencyError: If no OpenGL context can be created.
-            UnsupportedEnvError: If called on another thread than the first frame's, or in a
-                process that was forked from one that has drawn frames.
+            FrameError: If called on another thread than the first frame's, or in a process that
+                was forked from one that has drawn frames.
         """
-        if name not in self._names:
-            raise UnknownNameError("camera", name, self._names)
-        if width < 1 or height < 1:
-            raise ConfigError(
-                f"`width` and `height` must be at least 1 pixel, got {width} x {height}; try 128."
-            )
+        check_names("camera", [name], self._names)
+        check_int("width", width, least=1)
+        check_int("height", height, least=1)
         if self._canvas is None or not self._canvas.fits(width, height):
             self.close()
             self._canvas = _Canvas(self._model, width, height, cheap=self._cheap)
@@ -156,7 +167,7 @@ class _Canvas:
         if not show_sites:
             options.sitegroup[:] = 0
         if threading.get_ident() != self._thread:
-            raise UnsupportedEnvError(
+            raise FrameError(
                 "Frames must be drawn on the thread that drew the environment's first one, because "
                 "OpenGL contexts belong to threads; render there and hand the frame over."
             )
@@ -188,7 +199,7 @@ def _open_context(width: int, height: int) -> Any:
     """Create an OpenGL context, whatever MuJoCo chose when it was imported."""
     if _first_process() != os.getpid():
         # Mesa's worker threads do not survive a fork, and the first frame would wait for ever.
-        raise UnsupportedEnvError(
+        raise FrameError(
             "Frames cannot be drawn in a process forked from one that has drawn frames; start "
             "workers with context='spawn' or before the first frame."
         )

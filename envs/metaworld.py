@@ -17,7 +17,9 @@ from gymnasium.utils import EzPickle
 from procreward.envs._mujoco_camera import CameraRig
 from procreward.envs.metaworld_progress import Progress, ProgressMeter, find_task
 
-from procreward.errors import ConfigError, InstructionError, MissingDependencyError
+from procreward.checks import check_choice, check_int
+from procreward.errors import MissingDependencyError
+from procreward.instruction import check_instruction
 from procreward.types import Frame
 
 __all__ = ["MetaWorldEnv"]
@@ -97,11 +99,15 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
             instruction=instruction,
             render_mode=render_mode,
         )
-        _check_settings(width, height, reward, render_mode)
-        if instruction is not None and not instruction.strip():
-            raise InstructionError("`instruction` must say what to do, got an empty text.")
+        check_choice("reward", reward, ("sparse", "dense"))
+        check_choice("render_mode", render_mode, ("rgb_array", None))
         self._task = find_task(task)
-        self._width, self._height = width, height
+        self.instruction = (
+            self._task.instruction if instruction is None else check_instruction(instruction)
+        )
+        check_int("width", width, least=1)
+        check_int("height", height, least=1)
+        self._size = (width, height)
         self._dense = reward == "dense"
         self._terminate_on_success = terminate_on_success
         self.render_mode = render_mode
@@ -118,7 +124,6 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         self._low, self._high = _observation_bounds()
         self.observation_space = gym.spaces.Box(self._low, self._high, dtype=np.float64)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self.instruction = instruction or self._task.instruction
         self.stage_names = self._task.stage_names
         self._observed = np.zeros(39)
 
@@ -189,7 +194,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
 
     def render(self) -> Frame:
         """Return a frame of the view ``"front"``, ``(height, width, 3) uint8``."""
-        return self.render_camera("front", self._width, self._height)
+        return self.render_camera("front", *self._size)
 
     def render_camera(self, name: str, width: int, height: int) -> Frame:
         """Draw the present state as one camera sees it.
@@ -205,8 +210,8 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         Raises:
             UnknownNameError: If there is no camera of that name.
             MissingDependencyError: If no OpenGL context can be created.
-            UnsupportedEnvError: If called on another thread than the first frame's, or in a
-                process that was forked from one that has drawn frames.
+            FrameError: If called on another thread than the first frame's, or in a process that
+                was forked from one that has drawn frames.
         """
         return self._cameras.render(self._simulator.data, name, width, height)
 
@@ -245,21 +250,6 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
     def _observation(self) -> Vector:
         shown: Vector = np.clip(self._observed[_OBS_INDEX], self._low, self._high)
         return shown
-
-
-def _check_settings(width: int, height: int, reward: str, render_mode: str | None) -> None:
-    for name, value in (("width", width), ("height", height)):
-        if value < 1:
-            raise ConfigError(f"`{name}` must be at least 1 pixel, got {value}; try 128.")
-    if reward not in ("sparse", "dense"):
-        raise ConfigError(
-            f"`reward` must be 'sparse' or 'dense', got {reward!r}; 'sparse' is the default."
-        )
-    if render_mode not in (None, "rgb_array"):
-        raise ConfigError(
-            f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}; "
-            "frames go to a window only through gymnasium.wrappers.HumanRendering."
-        )
 
 
 def _observation_bounds() -> tuple[Vector, Vector]:

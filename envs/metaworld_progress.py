@@ -19,13 +19,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from procreward.envs._mujoco_camera import CameraView
 
 from procreward.errors import UnknownNameError
 
 __all__ = [
     "TASKS",
     "UNFINISHED_CAP",
-    "CameraView",
     "MetaWorldTask",
     "Progress",
     "ProgressMeter",
@@ -40,24 +40,6 @@ UNFINISHED_CAP: Final = 0.94
 _REACH_SHARE: Final = 0.3
 _CONTACT_MARGIN_M: Final = 0.02
 _MOVED_FRACTION: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CameraView:
-    """A free camera.
-
-    Attributes:
-        lookat: World point in the middle of the frame, metres.
-        distance: From the camera to that point, metres.
-        azimuth: Direction of sight around the vertical, degrees; 90 looks along +y, away from the
-            robot.
-        elevation: Direction of sight above the horizon, degrees; negative looks down.
-    """
-
-    lookat: tuple[float, float, float]
-    distance: float
-    azimuth: float
-    elevation: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,13 +24,15 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from procreward.errors import ConfigError, InstructionError, UnknownNameError
+from procreward.checks import check_choice, check_int, check_names
+from procreward.instruction import check_instruction
 from procreward.types import Frame
 
 __all__ = ["ToyEnv"]
 
 Vector = npt.NDArray[np.float64]
 
+_INSTRUCTION: Final = "Move the red point onto the green disc."
 _STEP: Final = 0.1
 _RADIUS: Final = 0.15
 _LEAST_START: Final = 0.8
@@ -61,7 +63,7 @@ class ToyEnv(gym.Env[Any, Any]):
         render_mode: ``"rgb_array"`` or None.
 
     Raises:
-        ConfigError: If a setting cannot be right.
+        ConfigError: If a size, the action kind or the render mode is wrong.
         InstructionError: If the instruction is empty.
     """
 
@@ -81,15 +83,12 @@ class ToyEnv(gym.Env[Any, Any]):
         instruction: str | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
-        if actions not in ("box", "discrete"):
-            raise ConfigError(f"`actions` must be 'box' or 'discrete', got {actions!r}; try 'box'.")
-        if render_mode not in (None, "rgb_array"):
-            raise ConfigError(f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}.")
-        if instruction is not None and not instruction.strip():
-            raise InstructionError("`instruction` must say what to do, got an empty text.")
-        _check_size(width, height)
+        check_choice("actions", actions, ("box", "discrete"))
+        check_choice("render_mode", render_mode, ("rgb_array", None))
         self.render_mode = render_mode
-        self.instruction = instruction or "Move the red point onto the green disc."
+        self.instruction = _INSTRUCTION if instruction is None else check_instruction(instruction)
+        check_int("width", width, least=1)
+        check_int("height", height, least=1)
         self._size = (width, height)
         self._observe_pixels = observe_pixels
         self._terminate_on_success = terminate_on_success
@@ -162,9 +161,9 @@ class ToyEnv(gym.Env[Any, Any]):
             UnknownNameError: If there is no camera of that name.
             ConfigError: If the size is below one pixel.
         """
-        if name not in self.camera_names:
-            raise UnknownNameError("camera", name, self.camera_names)
-        _check_size(width, height)
+        check_names("camera", [name], self.camera_names)
+        check_int("width", width, least=1)
+        check_int("height", height, least=1)
         order = slice(None) if name == "front" else slice(None, None, -1)
         right = np.linspace(-1.1, 1.1, width)[None, :]
         up = np.linspace(1.1, -1.1, height)[:, None]
@@ -220,10 +219,3 @@ class ToyEnv(gym.Env[Any, Any]):
     def _observation(self) -> Any:
         state = np.concatenate([self._point, self._goal])
         return {"state": state, "pixels": self.render()} if self._observe_pixels else state
-
-
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise ConfigError(
-            f"`width` and `height` must be at least 1 pixel, got {width} x {height}; try 64."
-        )

@@ -94,7 +94,9 @@ def check_frame_size(name: str, value: object) -> tuple[int, int]:
         ConfigError: If it is not.
     """
     ok = isinstance(value, Sequence) and len(value) == 2 and all(is_int(v, least=1) for v in value)
-    check(ok, name, "(width, height) in pixels", value, "For example `(128, 128)`.")
+    check(
+        ok, name, "(width, height) in pixels, each at least 1", value, "For example `(128, 128)`."
+    )
     assert isinstance(value, Sequence)
     return (int(value[0]), int(value[1]))
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from procreward.checks import check_names
 from procreward.errors import UnknownNameError
 
 __all__ = ["KINDS", "Expert", "make_expert"]
@@ -78,8 +79,7 @@ def make_expert(env_id: str, kind: str, seed: int) -> Expert:
     Raises:
         UnknownNameError: If there is no such kind, or no expert for the environment.
     """
-    if kind not in KINDS:
-        raise UnknownNameError("kind of expert", kind, KINDS)
+    check_names("kind of expert", [kind], KINDS)
     task = env_id.rpartition(":")[2].removeprefix("procreward/").removesuffix("-v0")
     if task in _ROBOSUITE:
         from procreward.envs.experts.robosuite import make_robosuite_expert
@@ -88,7 +88,6 @@ def make_expert(env_id: str, kind: str, seed: int) -> Expert:
     if task in _METAWORLD:
         from procreward.envs.experts.metaworld import make_metaworld_expert
 
-        expert: Expert = make_metaworld_expert(env_id.rpartition(":")[2], kind, seed)
-        return expert
+        return make_metaworld_expert(task, kind, seed)
     known = [f"procreward/{name}-v0" for name in (*_ROBOSUITE, *_METAWORLD)]
     raise UnknownNameError("environment with experts", env_id, known)

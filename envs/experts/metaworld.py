@@ -12,10 +12,9 @@ from typing import Any, Final, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from procreward.envs.experts import KINDS
 from procreward.envs.experts._metaworld_moves import MOVES, Guide, Moves, Scene
 
-from procreward.errors import UnknownNameError, UnsupportedEnvError
+from procreward.errors import UnsupportedEnvError
 
 __all__ = ["MetaWorldExpert", "make_metaworld_expert"]
 
@@ -23,11 +22,12 @@ Action: TypeAlias = npt.NDArray[np.float32]
 Vector: TypeAlias = npt.NDArray[np.float64]
 Generator: TypeAlias = np.random.Generator
 
-_TASK_OF_ID: Final = {
+_TASKS: Final = {
     "WindowOpen": "window-open",
     "DrawerClose": "drawer-close",
     "ButtonPressTopdown": "button-press-topdown",
 }
+"""Name in the environment's id to Meta-World's own."""
 
 _NEAR_M: Final = 0.07
 
@@ -135,27 +135,9 @@ class MetaWorldExpert:
         return np.clip(self._drift, -1.0, 1.0).astype(np.float32)
 
 
-def make_metaworld_expert(env_id: str, kind: str, seed: int) -> MetaWorldExpert:
-    """Build a script for one of the Meta-World environments.
-
-    Args:
-        env_id: Such as ``"procreward/WindowOpen-v0"``, or a task name such as ``"window-open"``.
-        kind: One of :data:`procreward.envs.experts.KINDS`.
-        seed: Seeds the script's variation.
-
-    Returns:
-        An object with ``reset(env)`` and ``act(env)``.
-
-    Raises:
-        UnknownNameError: If no script exists for the environment or of that kind.
-    """
-    name = env_id.rsplit(":", 1)[-1].rsplit("/", 1)[-1]
-    task = _TASK_OF_ID.get(name.removesuffix("-v0"), name.removesuffix("-v3"))
-    if task not in MOVES:
-        raise UnknownNameError("Meta-World expert", env_id, _TASK_OF_ID)
-    if kind not in KINDS:
-        raise UnknownNameError("kind of expert", kind, KINDS)
-    return MetaWorldExpert(task, kind, seed)
+def make_metaworld_expert(task: str, kind: str, seed: int) -> MetaWorldExpert:
+    """Make the expert of a Meta-World task; both names must exist (checked by ``make_expert``)."""
+    return MetaWorldExpert(_TASKS[task], kind, seed)
 
 
 def _state(env: gym.Env[Any, Any]) -> dict[str, Any]:

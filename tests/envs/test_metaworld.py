@@ -9,15 +9,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from procreward.envs.experts.metaworld import make_metaworld_expert
+from procreward.envs.experts.metaworld import MetaWorldExpert
 from procreward.envs.metaworld import MetaWorldEnv
 from procreward.envs.metaworld_progress import ProgressMeter, find_task
 
 from procreward.errors import (
     ConfigError,
+    FrameError,
     InstructionError,
     UnknownNameError,
-    UnsupportedEnvError,
 )
 
 pytestmark = pytest.mark.sim
@@ -113,7 +113,7 @@ def test_progress_agrees_with_the_simulators_own_success(env):
     name = env.unwrapped._task.name
     meter = ProgressMeter(find_task(name))
     for kind, seed in (("expert", 0), ("drop", 1), ("miss", 2)):
-        expert = make_metaworld_expert(name, kind, seed)
+        expert = MetaWorldExpert(name, kind, seed)
         _, info = env.reset(seed=seed)
         expert.reset(env)
         meter.reset(env.simulator)
@@ -136,7 +136,7 @@ def test_progress_agrees_with_the_simulators_own_success(env):
 
 def test_progress_falls_when_the_button_comes_up_again():
     env = MetaWorldEnv("button-press-topdown")
-    expert = make_metaworld_expert("button-press-topdown", "drop", 0)
+    expert = MetaWorldExpert("button-press-topdown", "drop", 0)
     env.reset(seed=0)
     expert.reset(env)
     values, fractions = [], []
@@ -163,7 +163,7 @@ def test_reach_is_solved_by_moving_the_tips_to_the_goal():
 
 def test_dense_reward_is_meta_worlds_and_success_can_terminate():
     env = MetaWorldEnv("drawer-close", reward="dense", terminate_on_success=True)
-    expert = make_metaworld_expert("drawer-close", "expert", 0)
+    expert = MetaWorldExpert("drawer-close", "expert", 0)
     env.reset(seed=0)
     expert.reset(env)
     for _ in range(100):
@@ -214,7 +214,7 @@ def test_front_frames_are_upright_and_see_the_object(window):
 
 
 def test_opening_the_window_changes_many_pixels_of_the_crop(window):
-    expert = make_metaworld_expert("window-open", "expert", 3)
+    expert = MetaWorldExpert("window-open", "expert", 3)
     window.reset(seed=3)
     before = window.render()[0:96, 16:112].astype(int)
     expert.reset(window)
@@ -271,7 +271,7 @@ def test_rendering_on_another_thread_is_refused_not_black(window):
     def render():
         try:
             window.render()
-        except UnsupportedEnvError as error:
+        except FrameError as error:
             caught.append(str(error))
 
     thread = threading.Thread(target=render)
@@ -341,9 +341,9 @@ def test_unknown_names_are_refused_with_a_suggestion(window):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 0}, "`width` must be at least 1 pixel, got 0"),
-        ({"reward": "shaped"}, "`reward` must be 'sparse' or 'dense', got 'shaped'"),
-        ({"render_mode": "human"}, "`render_mode` must be 'rgb_array' or None, got 'human'"),
+        ({"width": 0}, "`width` must be an integer of at least 1, got 0"),
+        ({"reward": "shaped"}, "`reward` must be one of 'sparse', 'dense', got 'shaped'"),
+        ({"render_mode": "human"}, "`render_mode` must be one of 'rgb_array', None, got 'human'"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused(settings, message):
@@ -352,5 +352,5 @@ def test_settings_that_cannot_be_right_are_refused(settings, message):
 
 
 def test_empty_instruction_is_refused():
-    with pytest.raises(InstructionError, match="must say what to do"):
+    with pytest.raises(InstructionError, match="`instruction` must be a sentence"):
         MetaWorldEnv("window-open", instruction="")

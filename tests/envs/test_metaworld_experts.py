@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from procreward.envs.experts import KINDS, make_expert
 from procreward.envs.experts import metaworld as scripts
-from procreward.envs.experts.metaworld import make_metaworld_expert
 
 from procreward.errors import UnknownNameError, UnsupportedEnvError
 
@@ -101,12 +100,12 @@ def test_every_kind_has_a_plan():
 
 def test_unknown_kind_and_environment_are_refused():
     with pytest.raises(UnknownNameError, match="Unknown kind of expert 'exprt'"):
-        make_metaworld_expert("procreward/WindowOpen-v0", "exprt", 0)
-    with pytest.raises(UnknownNameError, match="Unknown Meta-World expert"):
-        make_metaworld_expert("procreward/Lift-v0", "expert", 0)
+        make_expert("procreward/WindowOpen-v0", "exprt", 0)
+    with pytest.raises(UnknownNameError, match="Unknown environment with experts"):
+        make_expert("procreward/Reach-v0", "expert", 0)
 
 
 def test_an_environment_of_another_family_is_refused():
-    expert = make_metaworld_expert("procreward/WindowOpen-v0", "expert", 0)
+    expert = make_expert("procreward/WindowOpen-v0", "expert", 0)
     with pytest.raises(UnsupportedEnvError, match="must be a procreward Meta-World environment"):
         expert.reset(gym.make("CartPole-v1"))

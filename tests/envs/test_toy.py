@@ -147,9 +147,9 @@ def test_unknown_camera_is_named_with_a_suggestion():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"actions": "both"}, "`actions` must be 'box' or 'discrete', got 'both'"),
-        ({"width": 0}, "at least 1 pixel, got 0 x 64"),
-        ({"render_mode": "human"}, "`render_mode` must be 'rgb_array' or None"),
+        ({"actions": "both"}, "`actions` must be one of 'box', 'discrete', got 'both'"),
+        ({"width": 0}, "`width` must be an integer of at least 1, got 0"),
+        ({"render_mode": "human"}, "`render_mode` must be one of 'rgb_array', None"),
     ],
 )
 def test_settings_that_cannot_be_right_are_refused(settings, message):
@@ -158,5 +158,5 @@ def test_settings_that_cannot_be_right_are_refused(settings, message):
 
 
 def test_empty_instruction_is_refused():
-    with pytest.raises(InstructionError, match="must say what to do"):
+    with pytest.raises(InstructionError, match="`instruction` must be a sentence"):
         ToyEnv(instruction=" ")
