@@ -8,9 +8,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -66,8 +66,8 @@ class Score:
             number was out of range and was clamped.
 
     Raises:
-        ScorerError: If a value is outside [0, 1] or not finite, or if neither a value nor a reason
-            is given.
+        ScorerError: If a value is no number in [0, 1], ``complete`` is no bool, or neither a value
+            nor a reason is given.
     """
 
     progress: float | None = None
@@ -80,13 +80,16 @@ class Score:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Plain Python values: NumPy's would turn up in `info`, whose types never change.
         for name in ("progress", "success_prob"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1.0):
+            object.__setattr__(self, name, _unit_or_none(name, getattr(self, name)))
+        if self.complete is not None:
+            if not isinstance(self.complete, bool | np.bool_):
                 raise ScorerError(
-                    f"`Score.{name}` must be a number in [0, 1] or None, got {value!r}. "
-                    "Clamp or reject the model's number before building the Score."
+                    f"`Score.complete` must be a bool or None, got {self.complete!r}. Compare the "
+                    "model's number with a threshold, or give it as `success_prob`."
                 )
+            object.__setattr__(self, "complete", bool(self.complete))
         if not self.valid and not self.reason:
             raise ScorerError(
                 "A Score with neither progress, success_prob nor complete needs a `reason`."
@@ -96,6 +99,17 @@ class Score:
     def valid(self) -> bool:
         """Whether the model gave any usable answer."""
         return not (self.progress is None and self.success_prob is None and self.complete is None)
+
+
+def _unit_or_none(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
+        raise ScorerError(
+            f"`Score.{name}` must be a number in [0, 1] or None, got {value!r}. Clamp or reject "
+            "the model's number before building the Score; convert arrays with `float()`."
+        )
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
