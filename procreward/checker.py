@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from procreward.checks import check_int
 from procreward.config import DEFAULT, RewardConfig, ScorerSpec, given_settings
 from procreward.instruction import check_instruction
@@ -153,7 +151,7 @@ class CompletionChecker:
             ScorerError: If the judge breaks its contract, or fails too often.
             ModelError: If the judge cannot be loaded.
         """
-        views = {MAIN_VIEW: frames} if isinstance(frames, np.ndarray) else frames
+        views = frames if isinstance(frames, Mapping) else {MAIN_VIEW: frames}
         if self._outcome is None:
             dues = self._stream.begin(views, self._instruction)
         else:

@@ -285,6 +285,10 @@ class RewardConfig:
         if self.frame_size is not None:
             size = check_frame_size("frame_size", self.frame_size)
             object.__setattr__(self, "frame_size", size)
+        if self.views is not None and not isinstance(self.views, str):
+            ok = isinstance(self.views, Sequence) and all(isinstance(v, str) for v in self.views)
+            check(ok, "views", "a string, a sequence of strings or None", self.views)
+            object.__setattr__(self, "views", tuple(self.views))
         if self.pad is not None:
             check(isinstance(self.pad, bool), "pad", "True, False or None", self.pad)
         if self.skip_unchanged is not None:

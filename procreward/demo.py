@@ -22,6 +22,7 @@ from procreward.errors import (
     UnknownNameError,
     UnsupportedEnvError,
 )
+from procreward.instruction import InstructionSource
 from procreward.registry import get_scorer, resolve
 from procreward.report.curves import write_progress_figure
 from procreward.report.overlay import write_overlay_video
@@ -94,8 +95,8 @@ class DemoSetup:
 def prepare(config: DemoConfig) -> DemoSetup:
     """Check everything that a run needs, and build it.
 
-    In this order: the names of policies and models, the output folder, the
-    environment and a first picture (which needs an OpenGL context where there is a simulator), the
+    In this order: the names of policies and models, the output folder, the environment with its
+    instruction and a first picture (which needs an OpenGL context where there is a simulator), the
     weights of the models.
 
     Args:
@@ -110,6 +111,7 @@ def prepare(config: DemoConfig) -> DemoSetup:
         MissingDependencyError: If a simulator or a system library is not installed.
         ModelError: If weights cannot be loaded.
         UnsupportedEnvError: If the environment gives no pictures.
+        InstructionError: If there is no instruction.
     """
     policies, notes = choose_policies(config.env, config.policy)
     names = [config.scorer] if config.judge is None else [config.scorer, config.judge]
@@ -122,7 +124,7 @@ def prepare(config: DemoConfig) -> DemoSetup:
             raise ConfigError(
                 f"`max_steps` must be given, got None: {config.env} has no time limit of its own."
             )
-        _check_picture(env, config)
+        _check_start(env, config)
         for handle in handles:
             get_scorer(handle)
         wrapped = ProgressReward(
@@ -142,8 +144,9 @@ def prepare(config: DemoConfig) -> DemoSetup:
     return DemoSetup(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
 
 
-def _check_picture(env: gym.Env[Any, Any], config: DemoConfig) -> None:
-    env.reset(seed=config.seed)
+def _check_start(env: gym.Env[Any, Any], config: DemoConfig) -> None:
+    obs, info = env.reset(seed=config.seed)
+    InstructionSource(config.instruction).read(env, obs, info)
     try:
         picture = env.render()
     except gym.error.DependencyNotInstalled as error:

@@ -49,6 +49,11 @@ class ConfigError(ProcrewardError, ValueError):
     """A setting has a value that cannot be right."""
 
 
+def _endings(name: str, known: Iterable[str]) -> list[str]:
+    """The names that are this one after a slash, dot or colon."""
+    return [full for full in known if name and full.endswith(("/" + name, "." + name, ":" + name))]
+
+
 class UnknownNameError(ConfigError, LookupError):
     """A name was given for which nothing is known.
 
@@ -62,7 +67,8 @@ Known: constant, procvlm.
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        close = difflib.get_close_matches(name, known, n=1)
+        # A name without its namespace is no close match by its letters.
+        close = difflib.get_close_matches(name, known, n=1) or _endings(name, known)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         listing = ", ".join(known) if known else "none"
         super().__init__(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")

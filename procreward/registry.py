@@ -181,7 +181,7 @@ def _resolve_mapping(spec: Mapping[str, Any]) -> ScorerHandle:
         return _handle(_default_preset(ScorerConfig.from_dict(values)))
     handle = _resolve_name(str(base))
     check_names("scorer setting", values, [*field_names(ScorerConfig), "preset"])
-    if "options" in values:
+    if isinstance(values.get("options"), Mapping):
         values["options"] = {**handle.config.options, **values["options"]}
     config = dataclasses.replace(handle.config, **values)
     return _handle(dataclasses.replace(handle.preset, scorer=config), spec=as_json(spec))

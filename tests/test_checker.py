@@ -109,6 +109,13 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
         CompletionChecker(**{"judge": "constant", "instruction": "go", **arguments})
 
 
+@pytest.mark.parametrize(("frames", "got"), [(None, "NoneType"), ([[1, 2]], "list")])
+def test_what_is_no_frame_is_refused(frames: Any, got: str) -> None:
+    checker = CompletionChecker("constant", "go")
+    with pytest.raises(FrameError, match=rf"uint8 RGB picture, got {got}"):
+        checker.push(frames)
+
+
 def test_bad_frames_and_a_dead_judge() -> None:
     checker = CompletionChecker(Recorder([None]), "go", max_consecutive_failures=2)
     with pytest.raises(FrameError, match="channels first"):

@@ -29,6 +29,8 @@ from procreward.errors import ConfigError, UnknownNameError
         ("frame_stride_steps", -1, "`frame_stride_steps` must be"),
         ("frame_size", (0, 4), r"`frame_size` must be \(width, height\)"),
         ("frame_size", 128, r"`frame_size` must be \(width, height\)"),
+        ("views", 3, "`views` must be a string, a sequence of strings or None, got 3"),
+        ("views", ["front", None], "`views` must be a string, a sequence of strings or None"),
         ("pad", 1, "`pad` must be True, False or None, got 1"),
         ("skip_unchanged", -0.5, r"`skip_unchanged` must be a number in \[0, 255\]"),
         ("shaping", "dense", "`shaping` must be one of .*'pbrs'.*, got 'dense'"),
@@ -60,8 +62,10 @@ def test_reward_config_names_setting_rule_and_value(name: str, value: Any, messa
 
 
 def test_reward_config_keeps_what_it_is_given() -> None:
-    config = RewardConfig(frame_size=[64, 48], every_k_steps=3)  # type: ignore[arg-type]
+    config = RewardConfig(frame_size=[64, 48], views=["a", "b"], every_k_steps=3)  # type: ignore[arg-type]
     assert (config.frame_size, config.every_k_steps, config.gamma) == ((64, 48), 3, 0.99)
+    # As a tuple, so that the config that JSON gives back is equal.
+    assert config.views == ("a", "b")
 
 
 def test_replace_rejects_unknown_settings() -> None:

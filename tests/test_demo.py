@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 from procreward.demo import DemoConfig, choose_policies, make_env, make_policy, prepare, run_demo
 from procreward.errors import (
     ConfigError,
+    InstructionError,
     MissingDependencyError,
     UnknownNameError,
     UnsupportedEnvError,
@@ -96,6 +98,17 @@ def test_bad_names_are_found_before_any_work(
     with pytest.raises(error, match=message):
         prepare(toy(tmp_path / "out", **changes))
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_missing_instruction_is_found_before_any_work(tmp_path: Path) -> None:
+    env_id = "procreward-tests/Untold-v0"
+    gym.register(env_id, "tests.helpers:CounterEnv", kwargs={"instruction": None})
+    try:
+        with pytest.raises(InstructionError, match="Pass the task in words as `instruction`"):
+            prepare(toy(tmp_path, env=env_id))
+        assert prepare(toy(tmp_path, env=env_id, instruction="count")).horizon == 12
+    finally:
+        del gym.registry[env_id]
 
 
 def test_an_output_folder_that_cannot_be_made_is_found_before_any_work(tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ def test_unknown_names(spec: Any, message: str) -> None:
         resolve(spec)
 
 
+@pytest.mark.parametrize("base", [{"name": "constant"}, {"preset": "constant"}])
+def test_options_that_are_no_mapping(base: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="`options` must be a mapping, got 3"):
+        resolve({**base, "options": 3})
+
+
 @pytest.mark.parametrize("spec", [3, None, Constant, object()])
 def test_other_types(spec: Any) -> None:
     with pytest.raises(ConfigError, match="`scorer` must be a name, a mapping, a ScorerConfig or"):
