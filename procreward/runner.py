@@ -153,8 +153,6 @@ class QueryRunner:
         answers: list[Answer]
         try:
             answers = list(_checked(scorer.score(queries), len(queries), self._name(role)))
-        except MemoryError:
-            raise
         except Exception as error:
             if isinstance(error, ProcrewardError) and not isinstance(error, ModelError):
                 raise

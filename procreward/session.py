@@ -334,6 +334,8 @@ class EpisodeStream:
     def _may_skip(self, frames: Mapping[str, Frame], *, ended: bool) -> bool:
         if self._changes is None or ended or not self._valid:
             return False
+        if self._verdict.complete and self.plan.config.on_complete != "info":
+            return False
         return not self._changes.changed(frames)
 
     def _query(self, feed: _Feed) -> Query:
@@ -405,8 +407,11 @@ class EpisodeStream:
             self._shaper.reset(potential)
             self._bonus.reset(success=verdict.complete)
         else:
-            terminated |= verdict.complete and config.on_complete == "terminate"
-            truncated |= verdict.complete and config.on_complete == "truncate"
+            # Only at a query, so that the last potential is never a stale one, also when the task
+            # counts as complete from the reset on.
+            ends = verdict.complete and queried
+            terminated |= ends and config.on_complete == "terminate"
+            truncated |= ends and config.on_complete == "truncate"
             shaping = self._shaper.step(potential, terminated=terminated)
             bonus = self._bonus.step(verdict.complete)
         zeroed = terminated and config.shaping == "pbrs"

@@ -22,7 +22,7 @@ from procreward.config import (
     given_settings,
 )
 from procreward.errors import ConfigError, UnsupportedEnvError
-from procreward.instruction import InstructionSource
+from procreward.instruction import InstructionSource, check_instruction
 from procreward.runner import DueQuery, QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.sources import resolve_sources
@@ -232,7 +232,10 @@ class ProgressReward(
         """
         options, own = _split_options(options)
         obs, info = self.env.reset(seed=seed, options=options)
-        instruction = own.get("instruction") or self._instruction.read(self.env, obs, info)
+        if "instruction" in own:
+            instruction = check_instruction(own["instruction"], "the reset option 'instruction'")
+        else:
+            instruction = self._instruction.read(self.env, obs, info)
         dues = self._stream.begin(self._frames(obs), instruction)
         outcome = self._settle(dues)
         return obs, {**info, INFO_KEY: _entry(outcome, env_reward=0.0)}
@@ -323,7 +326,9 @@ def _split_options(
     if options is None or INFO_KEY not in options:
         return options, {}
     rest = dict(options)
-    own = rest.pop(INFO_KEY) or {}
+    own = rest.pop(INFO_KEY)
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"`options[{INFO_KEY!r}]` must be a mapping of settings, got {own!r}.")
     check_names("reset option", own, RESET_OPTIONS)
     return rest, own
 
