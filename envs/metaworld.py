@@ -137,11 +137,6 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         """Meta-World's own environment object."""
         return self._simulator
 
-    @property
-    def full_observation(self) -> Vector:
-        """Meta-World's own latest observation, ``(39,) float64``, as its policies expect it."""
-        return self._observed.copy()
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Vector, dict[str, Any]]:

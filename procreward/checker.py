@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from procreward.checks import check_int
 from procreward.config import DEFAULT, RewardConfig, ScorerSpec, given_settings
 from procreward.instruction import check_instruction
 from procreward.runner import QueryStats
@@ -91,14 +90,8 @@ class CompletionChecker:
         """
         given = given_settings(locals())
         del given["judge"], given["instruction"]
-        check_int("every_k_frames", every_k_frames, least=1)
-        if frame_stride_frames is not None:
-            check_int("frame_stride_frames", frame_stride_frames, least=1)
-        config = RewardConfig(
-            scorer=judge,
-            every_k_steps=every_k_frames,
-            frame_stride_steps=frame_stride_frames,
-            **given,
+        config = RewardConfig.for_frames(
+            judge, every_k_frames=every_k_frames, frame_stride_frames=frame_stride_frames, **given
         )
         plan = StreamPlan.from_config(config)
         self._stream = EpisodeStream(plan, fps=fps)

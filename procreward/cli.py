@@ -40,9 +40,9 @@ class VerifyEnv:
     id: tyro.conf.Positional[str]
     """Gymnasium id, such as "procreward/Lift-v0"; "module:id" imports the module first."""
     scorer: str = "constant"
-    """The reward model in the wrapper."""
+    """Reward model in the wrapper: preset, registered scorer, model folder or hub id."""
     instruction: str | None = None
-    """The task in words; default: what the environment says."""
+    """The task in words; without it, what the environment says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class VerifyScorer:
     """Check a reward model against the scorer's contract."""
 
     name: tyro.conf.Positional[str]
-    """Preset, registered scorer, model folder or hub id."""
+    """Reward model: preset, registered scorer, model folder or hub id."""
 
 
 _Verified: TypeAlias = (
@@ -68,22 +68,22 @@ class Verify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Print a model's progress (percent) along a video, one JSON object a query."""
+    """Print a model's progress (percent) along a video, one JSON object per query."""
 
     video: tyro.conf.Positional[Path]
     """The video file."""
     instruction: str
     """The task in words."""
     scorer: str = "nano"
-    """Preset, registered scorer, model folder or hub id."""
+    """Reward model: preset, registered scorer, model folder or hub id."""
     every_k_frames: int = 1
-    """Frames from one query to the next."""
+    """Video frames from one query to the next."""
     window_frames: int | None = None
-    """Frames in a query; default: what suits the scorer."""
+    """Frames in a query; without it, what suits the scorer."""
     frame_stride_frames: int | None = None
-    """Video frames between neighbouring frames of a query; default: what suits the scorer."""
+    """Video frames between neighbouring frames of a query; without it, what suits the scorer."""
     frame_size: tuple[int, int] | None = None
-    """Width and height in pixels that frames are resized to; default: as they are."""
+    """Width and height in pixels that frames are resized to; without it, as they are."""
 
 
 _Command: TypeAlias = (
@@ -95,7 +95,7 @@ _Command: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Arguments:
-    """Dense rewards for robot learning from camera frames."""
+    """Dense rewards for robot learning, from camera frames and vision-language reward models."""
 
     command: _Command
     debug: bool = False

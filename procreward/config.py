@@ -327,6 +327,37 @@ class RewardConfig:
             check_unit("regression_delta", self.regression_delta, allow_zero=False)
         check_int("max_consecutive_failures", self.max_consecutive_failures, least=1)
 
+    @classmethod
+    def for_frames(
+        cls,
+        scorer: ScorerSpec,
+        *,
+        every_k_frames: int,
+        frame_stride_frames: int | None,
+        **settings: Any,
+    ) -> RewardConfig:
+        """Build the settings of a stream of frames without an environment: a frame is a step.
+
+        Args:
+            scorer: Which model is asked.
+            every_k_frames: Frames from one query to the next, at least 1.
+            frame_stride_frames: Frames between neighbouring frames of a window, at least 1, or
+                None for the preset's.
+            settings: Further ones, by their names here.
+
+        Raises:
+            ConfigError: If a setting is out of range; the message speaks of frames.
+        """
+        check_int("every_k_frames", every_k_frames, least=1)
+        if frame_stride_frames is not None:
+            check_int("frame_stride_frames", frame_stride_frames, least=1)
+        return cls(
+            scorer=scorer,
+            every_k_steps=every_k_frames,
+            frame_stride_steps=frame_stride_frames,
+            **settings,
+        )
+
     def replace(self, **changes: Any) -> RewardConfig:
         """Return a copy with some settings changed.
 

@@ -41,21 +41,22 @@ class DemoConfig:
     env: str = "procreward/Lift-v0"
     """Gymnasium id of the environment; "module:id" imports the module first."""
     scorer: str = "nano"
-    """Preset, registered scorer, model folder or hub id that gives progress."""
+    """Reward model that gives progress: preset, registered scorer, model folder or hub id."""
     judge: str | None = None
-    """A second model that decides completion; without one, progress decides."""
+    """A second model that decides completion; without it, progress decides."""
     policy: tuple[str, ...] = ("expert", "fail", "random")
-    """Kinds of policy: "random", or a scripted expert where the environment has them."""
+    """Policies to roll out: "random", or kinds of scripted expert, where the environment has them:
+    expert, retry, drop, miss, stall, backtrack, idle, fail."""
     episodes: int = 3
     """Episodes of each policy."""
     instruction: str | None = None
-    """The task in words; default: what the environment says."""
+    """The task in words; without it, what the environment says."""
     every_k_steps: int = 8
     """Environment steps between two queries."""
     gamma: float = 1.0
-    """Discount of the shaping; at 1.0 the return is the progress gained since the reset."""
+    """Discount of the shaping; at 1.0 the return is the progress gained over the episode."""
     max_steps: int | None = None
-    """Steps after which an episode is cut off; default: the environment's own horizon."""
+    """Steps after which an episode is cut off; without it, the environment's own horizon."""
     seed: int = 0
     """Seed of the first episode of each policy; the following ones count up from it."""
     out: Path = Path("runs/demo")

@@ -91,7 +91,7 @@ class QueryRunner:
         scorer: ScorerHandle,
         judge: ScorerHandle | None = None,
         *,
-        max_consecutive_failures: int = 10,
+        max_consecutive_failures: int,
     ) -> None:
         """Keep the handles; builds nothing.
 
@@ -173,14 +173,14 @@ class QueryRunner:
             logger.warning(
                 "a query to %s failed (%s); the potential is held. Further ones are only counted.",
                 self._name(role),
-                _said(answers[-1]),
+                _described(answers[-1]),
             )
         self._reasons.update(reasons)
         self._in_a_row[role] = self._in_a_row[role] + 1 if len(reasons) == len(answers) else 0
         if self._in_a_row[role] >= self._max_failures:
             raise ScorerFailedError(
                 f"{self._in_a_row[role]} queries in a row to {self._name(role)} failed; the last: "
-                f"{_said(answers[-1])}. Check the model, the frames and the instruction "
+                f"{_described(answers[-1])}. Check the model, the frames and the instruction "
                 "(`procreward verify scorer NAME`), or raise `max_consecutive_failures`."
             )
 
@@ -195,7 +195,7 @@ def failure_reason(answer: Answer) -> str | None:
     return None if answer.valid else answer.reason
 
 
-def _said(answer: Answer) -> str:
+def _described(answer: Answer) -> str:
     if isinstance(answer, Failure):
         return f"{answer.reason}: {answer.message}"
     return f"{answer.reason}, output {answer.text[:200]!r}"

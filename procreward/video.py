@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from procreward.checks import check_int
 from procreward.config import RewardConfig, ScorerSpec
 from procreward.errors import ConfigError, FrameError
 from procreward.runner import DueQuery
@@ -110,14 +109,11 @@ def score_video(
         ScorerError: If the scorer breaks its contract, or fails too often.
         ModelError: If the scorer cannot be loaded.
     """
-    check_int("every_k_frames", every_k_frames, least=1)
-    if frame_stride_frames is not None:
-        check_int("frame_stride_frames", frame_stride_frames, least=1)
-    config = RewardConfig(
-        scorer=scorer,
-        every_k_steps=every_k_frames,
+    config = RewardConfig.for_frames(
+        scorer,
+        every_k_frames=every_k_frames,
+        frame_stride_frames=frame_stride_frames,
         window_frames=window_frames,
-        frame_stride_steps=frame_stride_frames,
         pad=pad,
         frame_size=frame_size,
         max_consecutive_failures=max_consecutive_failures,

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from procreward.envs.experts import KINDS
 
 from procreward import registry
 from procreward.cli import main
@@ -124,16 +125,23 @@ def test_wrong_usage_is_explained(
     assert message in out + err
 
 
-@pytest.mark.parametrize("command", ["demo", "verify", "score"])
-def test_help_names_the_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(command, "--help") == 0
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("", ["demo", "verify", "score"]),
+        ("demo", ["--every-k-steps", "procreward/Lift-v0", "nano", *KINDS]),
+        ("verify", ["env", "scorer", "explain what fails"]),
+        ("verify env", ["ID", "--scorer", "--instruction"]),
+        ("verify scorer", ["NAME", "hub id"]),
+        ("score", ["--instruction", "VIDEO"]),
+    ],
+)
+def test_help_names_the_options(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*command.split(), "--help") == 0
     out = capsys.readouterr().out
-    wanted = {
-        "demo": ["--every-k-steps", "procreward/Lift-v0", "nano"],
-        "verify": ["env", "scorer", "explain what fails"],
-        "score": ["--instruction", "VIDEO"],
-    }
-    assert [word for word in wanted[command] if word not in out] == []
+    assert [word for word in words if word not in out] == []
 
 
 def test_verify_env_explains_every_point(capsys: pytest.CaptureFixture[str]) -> None:

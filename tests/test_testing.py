@@ -123,7 +123,7 @@ REFUSALS = ["refuses_no_instruction", "refuses_float_frames", "refuses_channels_
         (Nameless(), ["describes_itself"]),
         (NotJson(), ["describes_itself"]),
         (Reversed(), ["order_kept", "batch_equals_singles"]),
-        (OneTooFew(), ["one_score_each", "short_window", *REFUSALS][:2]),
+        (OneTooFew(), ["one_score_each", "short_window"]),
         (Chance(), ["deterministic", "order_kept", "batch_equals_singles", "streams_apart"]),
         (BatchMinded(), ["batch_equals_singles"]),
         (MixesEpisodes(), ["streams_apart"]),

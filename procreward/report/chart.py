@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from procreward.report.records import StepTrace
+from procreward.report.records import StepTrace, first_complete, first_success
 
 __all__ = ["Colour", "Font", "draw_chart", "font"]
 
@@ -140,7 +140,7 @@ def _draw_rewards(brush: _Brush, plane: _Plane, seen: Sequence[StepTrace], large
 
 def _draw_moments(brush: _Brush, plane: _Plane, seen: Sequence[StepTrace]) -> None:
     """Mark the first success of the environment and the first completion by the model."""
-    for step, colour in ((_first_success(seen), GOOD), (_first_complete(seen), DECLARED)):
+    for step, colour in ((first_success(seen), GOOD), (first_complete(seen), DECLARED)):
         if step is not None:
             x = plane.x(step)
             brush.line([(x, plane.y(1.0) - 4), (x, plane.floor)], colour, 1.5)
@@ -195,20 +195,12 @@ def _draw_legend(draw: ImageDraw.ImageDraw, seen: Sequence[StepTrace]) -> None:
     entries = [("progress read", READING)]
     if any(entry.true_progress is not None for entry in seen):
         entries.append(("truth", TRUTH))
-    if _first_success(seen) is not None:
+    if first_success(seen) is not None:
         entries.append(("env: success", GOOD))
-    if _first_complete(seen) is not None:
+    if first_complete(seen) is not None:
         entries.append(("model: complete", DECLARED))
     x = float(_LEFT)
     for label, colour in entries:
         draw.rectangle([x, 7, x + 10, 10], fill=colour)
         draw.text((x + 14, 9), label, fill=INK, font=font(12), anchor="lm")
         x += 14 + draw.textlength(label, font=font(12)) + 12
-
-
-def _first_success(seen: Sequence[StepTrace]) -> int | None:
-    return next((entry.step for entry in seen if entry.success), None)
-
-
-def _first_complete(seen: Sequence[StepTrace]) -> int | None:
-    return next((entry.step for entry in seen if entry.complete), None)

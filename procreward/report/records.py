@@ -18,7 +18,15 @@ from typing import Any
 
 from procreward.errors import ConfigError
 
-__all__ = ["EpisodeRecord", "StepTrace", "atomic_path", "read_records", "write_records"]
+__all__ = [
+    "EpisodeRecord",
+    "StepTrace",
+    "atomic_path",
+    "first_complete",
+    "first_success",
+    "read_records",
+    "write_records",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +111,7 @@ class EpisodeRecord:
     @property
     def success_step(self) -> int | None:
         """First step at which the environment reported success, or None."""
-        return next((entry.step for entry in self.trace if entry.success), None)
+        return first_success(self.trace)
 
     @property
     def final_success(self) -> bool:
@@ -113,7 +121,17 @@ class EpisodeRecord:
     @property
     def complete_step(self) -> int | None:
         """First step at which the model counted the task as done, or None."""
-        return next((entry.step for entry in self.trace if entry.complete), None)
+        return first_complete(self.trace)
+
+
+def first_success(trace: Iterable[StepTrace]) -> int | None:
+    """Return the first step at which the environment reported success, or None."""
+    return next((entry.step for entry in trace if entry.success), None)
+
+
+def first_complete(trace: Iterable[StepTrace]) -> int | None:
+    """Return the first step at which the model counted the task as done, or None."""
+    return next((entry.step for entry in trace if entry.complete), None)
 
 
 @contextmanager
