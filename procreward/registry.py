@@ -191,8 +191,10 @@ def _default_preset(config: ScorerConfig) -> Preset:
     """Return the preset named as the scorer with this config, or one of plain defaults."""
     name = PRESET_OF.get(config.name, config.name)
     if name in preset_names() and load_preset(name).scorer.name == config.name:
-        return dataclasses.replace(load_preset(name), scorer=config)
-    return Preset(name=config.name, scorer=config)
+        preset = load_preset(name)
+        # Messages are to name what was asked for, not the preset whose windows it borrows.
+        return dataclasses.replace(preset, name=config.model or preset.name, scorer=config)
+    return Preset(name=config.model or config.name, scorer=config)
 
 
 def _handle(preset: Preset, spec: str | dict[str, Any] | None = None) -> ScorerHandle:

@@ -61,6 +61,8 @@ def test_model_folder_or_hub_id_runs_as_procvlm(model: str) -> None:
     handle = resolve(model)
     assert (handle.spec, handle.config) == (model, ScorerConfig(name="procvlm", model=model))
     assert handle.preset.window_frames == 8
+    # Messages name the model, not the preset that its windows come from.
+    assert handle.preset.name == model
 
 
 def test_mapping_with_a_name() -> None:
