@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -159,7 +160,4 @@ def play(env: gym.Env[Any, Any], num_steps: int | None = None) -> list[dict[str,
 
 def discounted(rewards: Sequence[float], gamma: float) -> float:
     """The discounted sum, the first reward undiscounted."""
-    total = 0.0
-    for reward in reversed(rewards):
-        total = reward + gamma * total
-    return total
+    return math.fsum(gamma**t * reward for t, reward in enumerate(rewards))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from procreward.errors import ConfigError
 from procreward.schedule import QuerySchedule
 from procreward.shaping import Potential, Shaper, ShapingMode, SuccessBonus
+from tests.helpers import discounted
 
 Reading = float | None
 
@@ -62,10 +63,6 @@ def run_episode(
         if now is not None:
             path.append(now)
     return rewards, path
-
-
-def discounted(rewards: Sequence[float], gamma: float) -> float:
-    return math.fsum(gamma**t * reward for t, reward in enumerate(rewards))
 
 
 def play(

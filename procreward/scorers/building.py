@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from procreward.engine.loading import LoadedModel
     from procreward.engine.preprocess import PreprocessConfig
     from procreward.engine.prompt import VideoLayout
+    from procreward.types import Query
 
-__all__ = ["ENGINES", "EngineName", "build_engine", "options_from"]
+__all__ = ["ENGINES", "EngineName", "build_engine", "frame_keys", "options_from"]
 
 _Options = TypeVar("_Options")
 
@@ -82,6 +83,18 @@ def build_engine(
         "frame_size": list(image_config.frame_size) if image_config.frame_size else None,
     }
     return built, account
+
+
+def frame_keys(query: Query, view: str) -> tuple[tuple[str, str, int], ...] | None:
+    """Name each frame of a view for an engine's cache, or return None for a query of no stream.
+
+    Args:
+        query: The query.
+        view: One of its views.
+    """
+    if not query.stream:
+        return None
+    return tuple((query.stream, view, step) for step in query.frame_steps)
 
 
 def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) -> _Options:

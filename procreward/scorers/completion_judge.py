@@ -22,7 +22,7 @@ from procreward.checks import check, check_choice, check_frame_size, check_int, 
 from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
 from procreward.errors import ConfigError, FrameError, UnknownNameError
 from procreward.scorers import check_query
-from procreward.scorers.building import ENGINES, EngineName, build_engine, options_from
+from procreward.scorers.building import ENGINES, EngineName, build_engine, frame_keys, options_from
 from procreward.types import Frames, Query, Score
 
 if TYPE_CHECKING:
@@ -240,14 +240,13 @@ class CompletionJudge:
         return Prompt(parts=(clip, text) if first else (text, clip))
 
     def _clip(self, query: Query, view: str, frames: Frames) -> Clip:
-        keys = tuple((query.stream, view, step) for step in query.frame_steps)
-        named = keys if query.stream else None
+        keys = frame_keys(query, view)
         if self._options.layout == "images":
-            return Clip(frames=frames, keys=named)
+            return Clip(frames=frames, keys=keys)
         # Times count from the clip's first frame, as they did in training.
         indices = tuple(step - query.frame_steps[0] for step in query.frame_steps)
         fps = self._options.fps if self._options.fps is not None else query.fps
-        return Clip(frames=frames, video=True, frame_indices=indices, fps=fps, keys=named)
+        return Clip(frames=frames, video=True, frame_indices=indices, fps=fps, keys=keys)
 
     def _judge(
         self, nll: npt.NDArray[np.float64], answer: LabelNLL, weights: Mapping[str, float]

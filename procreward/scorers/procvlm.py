@@ -11,7 +11,7 @@ from procreward.checks import check_choice, check_int
 from procreward.engine import Clip, Engine, Generation, Prompt
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
-from procreward.scorers.building import ENGINES, EngineName, build_engine, options_from
+from procreward.scorers.building import ENGINES, EngineName, build_engine, frame_keys, options_from
 from procreward.scorers.procvlm_text import (
     DIRECT_PREFIX,
     PROMPT,
@@ -146,8 +146,7 @@ class ProcVLM:
     def _prompt(self, query: Query) -> Prompt:
         check_query(query)
         view, frames = self._view(query)
-        keys = tuple((query.stream, view, step) for step in query.frame_steps)
-        clip = Clip(frames=frames, keys=keys if query.stream else None)
+        clip = Clip(frames=frames, keys=frame_keys(query, view))
         text = procvlm_prompt(query.instruction)
         first = self._options.image_order == "images_first"
         return Prompt(
