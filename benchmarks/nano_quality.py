@@ -169,43 +169,74 @@ def progress_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
-def control_figures(scorer: Scorer, outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Return the static-video and instruction controls, over expert episodes."""
-    slopes, right, wrong, reworded = [], [], [], []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """The controls of one expert episode; progress as a share, the error in points."""
+
+    task: str
+    slope: float
+    right: float
+    wrong: float
+    reworded: float
+
+
+def run_controls(scorer: Scorer, outcomes: Sequence[Outcome]) -> list[Control]:
+    """Ask about expert episodes held still, under other instructions and in other words."""
     names = list(TASKS)
     instructions = {o.episode.task: o.episode.instruction for o in outcomes}
-    for number, outcome in enumerate(o for o in outcomes if o.episode.kind == "expert"):
+    controls = []
+    experts = [o for o in outcomes if o.episode.kind == "expert"]
+    for number, outcome in enumerate(tqdm(experts, desc="controls", leave=False)):
         episode = outcome.episode
         still = np.zeros((STATIC_QUERIES, 4), dtype=np.int64)
         level = ask(scorer, episode.queries(still)) / 100.0
-        slopes.append(abs(float(np.polyfit(np.linspace(0, 1, len(level)), level, 1)[0])))
         rows = episode_windows(len(episode.frames))[::3]
-        right.append(float(np.nanmean(outcome.predicted[::3])) / 100.0)
         own = names.index(episode.task)
         other = names[(own + 1 + number % (len(names) - 1)) % len(names)]
         # The environment's own sentence for the other task, or a trained one if not rendered.
-        text = instructions.get(other, TASKS[other].phrasings[0])
-        wrong.append(float(np.nanmean(ask(scorer, episode.queries(rows, text)))) / 100.0)
-        text = TASKS[episode.task].held_out
-        reworded.append(
-            float(np.nanmean(np.abs(ask(scorer, episode.queries(rows, text)) - episode.truth[::3])))
+        wrong = instructions.get(other, TASKS[other].phrasings[0])
+        reworded = ask(scorer, episode.queries(rows, TASKS[episode.task].held_out))
+        controls.append(
+            Control(
+                task=episode.task,
+                slope=abs(float(np.polyfit(np.linspace(0, 1, len(level)), level, 1)[0])),
+                right=float(np.nanmean(outcome.predicted[::3])) / 100.0,
+                wrong=float(np.nanmean(ask(scorer, episode.queries(rows, wrong)))) / 100.0,
+                reworded=float(np.nanmean(np.abs(reworded - episode.truth[::3]))),
+            )
         )
+    return controls
+
+
+def control_figures(controls: Sequence[Control]) -> dict[str, float]:
+    """Return the static-video and instruction controls."""
     return {
-        "static_slope": max(slopes),
-        "right_instruction_mean": mean(right),
-        "wrong_instruction_mean": mean(wrong),
-        "mae_points_new_wording": mean(reworded),
+        "static_slope": max((c.slope for c in controls), default=float("nan")),
+        "right_instruction_mean": mean([c.right for c in controls]),
+        "wrong_instruction_mean": mean([c.wrong for c in controls]),
+        "mae_points_new_wording": mean([c.reworded for c in controls]),
     }
 
 
-def judge_figures(judge: Scorer, episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return how well the judge tells complete from not complete, over every second window."""
-    guesses, truths = [], []
+Verdicts = list[tuple[str, bool, bool]]
+
+
+def run_judge(judge: Scorer, episodes: Sequence[Episode]) -> Verdicts:
+    """Return task, verdict and truth of every second window."""
+    verdicts: Verdicts = []
     for episode in tqdm(episodes, desc="judge", leave=False):
-        rows = episode_windows(len(episode.frames))[::2]
-        guesses += [bool(s.complete) for s in judge.score(episode.queries(rows))]
-        truths += episode.success[::2].tolist()
-    return {"judge_balanced_accuracy": balanced_accuracy(guesses, truths)}
+        scores = judge.score(episode.queries(episode_windows(len(episode.frames))[::2]))
+        truths = episode.success[::2].tolist()
+        verdicts += [
+            (episode.task, bool(s.complete), t) for s, t in zip(scores, truths, strict=True)
+        ]
+    return verdicts
+
+
+def judge_figures(verdicts: Verdicts) -> dict[str, float]:
+    """Return how well the judge tells complete from not complete."""
+    accuracy = balanced_accuracy([v[1] for v in verdicts], [v[2] for v in verdicts])
+    return {"judge_balanced_accuracy": accuracy}
 
 
 def milliseconds(scorer: Scorer, episode: Episode, repetitions: int = 30) -> float:
@@ -239,20 +270,20 @@ def run(data: Path, per_task: int, mode: str | None, *, judged: bool) -> dict[st
         Outcome(episode=e, predicted=ask(scorer, e.queries(episode_windows(len(e.frames)))))
         for e in tqdm(episodes, desc="progress", leave=False)
     ]
-    groups = by_task(outcomes)
+    controls = run_controls(scorer, outcomes)
+    judge = build_scorer(load_preset("nano-judge"), None) if judged else None
+    verdicts = run_judge(judge, episodes) if judge is not None else []
     figures: dict[str, float | str] = {
         "mode": mode or str(preset.scorer.options.get("mode", "reasoning"))
     }
-    figures |= progress_figures(outcomes) | control_figures(scorer, outcomes)
-    for name, group in groups.items():
-        parts = progress_figures(group) | control_figures(scorer, group)
+    figures |= progress_figures(outcomes) | control_figures(controls)
+    figures |= judge_figures(verdicts) if judged else {}
+    for name, group in by_task(outcomes).items():
+        parts = progress_figures(group)
+        parts |= control_figures([c for c in controls if c.task == name])
+        parts |= judge_figures([v for v in verdicts if v[0] == name]) if judged else {}
         figures |= {f"{key}_{name}": value for key, value in parts.items()}
-    if judged:
-        judge = build_scorer(load_preset("nano-judge"), None)
-        figures |= judge_figures(judge, episodes)
-        for name, group in groups.items():
-            parts = judge_figures(judge, [o.episode for o in group])
-            figures |= {f"{key}_{name}": value for key, value in parts.items()}
+    if judge is not None:
         figures["judge_query_ms_one_core"] = milliseconds(judge, episodes[0])
     for choice in ("direct", "reasoning"):
         figures[f"query_ms_one_core_{choice}"] = milliseconds(

@@ -83,14 +83,14 @@ def test_direct_replies_are_not_taught_their_prefix(tokenizer):
     assert pieces == [
         "Therefore, the estimated progress is <progress>", "4", "2", "%</progress>.", "<|im_end|>",
     ]  # fmt: skip
-    assert weights == [0.0, 3.0, 3.0, 1.0, 1.0]
+    assert weights == [0.0, 3.0, 1.5, 1.0, 1.0]
 
 
 def test_reasoned_replies_weigh_only_the_percentage_up(tokenizer):
     ids, weights = PromptBank(tokenizer).reply(STAGES, 0, 42, direct=False)
-    heavy = [tokenizer.decode([i]) for i, w in zip(ids, weights, strict=True) if w == 3.0]
-    assert heavy == ["4", "2"]
-    assert set(weights) == {1.0, 3.0}
+    heavy = [(tokenizer.decode([i]), w) for i, w in zip(ids, weights, strict=True) if w > 1.0]
+    assert heavy == [("4", 3.0), ("2", 1.5)]
+    assert set(weights) == {1.0, 1.5, 3.0}
 
 
 def test_value_is_read_at_the_progress_tag(tokenizer):

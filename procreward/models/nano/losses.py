@@ -21,7 +21,7 @@ __all__ = ["Losses"]
 _JITTER = 1.0
 _OWN_WORDING = 0.35
 _DIRECT = 0.5
-_VALUE_WEIGHT = 2.0
+_VALUE_WEIGHT = 5.0
 
 
 class Losses:

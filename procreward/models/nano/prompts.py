@@ -17,6 +17,7 @@ from procreward.scorers.procvlm_text import DIRECT_PREFIX, procvlm_prompt
 __all__ = ["PromptBank", "Sequences"]
 
 DIGIT_WEIGHT = 3.0
+UNITS_WEIGHT = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +82,9 @@ class PromptBank:
             tail = len(ids) - self._value_offset(ids)
             # Item numbers are digits too, but nothing to learn: only the percentage counts more.
             weights = [1.0 if len(ids) - n >= tail else w for n, w in enumerate(weights)]
+            if percent > 9:
+                # The last digit is mostly noise, and as heavy as the first it drowns the signal.
+                weights[self._value_offset(ids) + len(str(percent))] = UNITS_WEIGHT
             if direct:
                 weights[: len(self.prefix)] = [0.0] * len(self.prefix)
             self._answers[key] = (ids, weights)

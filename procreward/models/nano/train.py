@@ -73,13 +73,13 @@ class TrainConfig:
 
     data: Path = Path("data/nano")
     out: Path = Path("runs/nano")
-    minutes_vision: float = 12.0
-    minutes_joint: float = 62.0
+    minutes_vision: float = 10.0
+    minutes_joint: float = 66.0
     frames: int = 128
-    chunks: int = 12
+    chunks: int = 16
     lr_vision: float = 2e-3
-    lr_joint: float = 1.5e-3
-    vision_share: float = 0.4
+    lr_joint: float = 1.3e-3
+    vision_share: float = 0.3
     state_weight: float = 0.5
     weight_decay: float = 0.02
     ema: float = 0.998
@@ -210,7 +210,11 @@ class Run:
         modules = {k: v for k, v in self._modules().items() if k != "optimizer"}
         self.progress = load_checkpoint(self._path, modules, self.sampler.rng)
         self.optimizer = self._optimizer()
+        scales = [group["scale"] for group in self.optimizer.param_groups]
         load_checkpoint(self._path, {"optimizer": self.optimizer}, self.sampler.rng)
+        # The settings of this command count, not those that the checkpoint was written under.
+        for group, scale in zip(self.optimizer.param_groups, scales, strict=True):
+            group["scale"] = scale
         _log.info("going on from %s", self.progress)
 
     # -- the loop -----------------------------------------------------------------------------
