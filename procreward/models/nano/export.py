@@ -81,6 +81,8 @@ def write_model(model: Any, tokenizer: Any, out: Path) -> None:
         "frame_stride_steps": FRAME_STRIDE,
     }
     _amend(out / "procreward.json", own)
+    # transformers writes weights readable by their owner only; packages need them readable.
+    (out / "model.safetensors").chmod(0o644)
     size = (out / "model.safetensors").stat().st_size / 1e6
     _log.info("wrote %s: weights %.2f MB", out, size)
 

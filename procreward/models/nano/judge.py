@@ -179,6 +179,7 @@ class JudgeTrainer:
         """Write ``adapter_model.safetensors`` and ``adapter_config.json``."""
         self.peft.save_pretrained(str(self.config.out), safe_serialization=True)
         (self.config.out / "README.md").unlink(missing_ok=True)
+        (self.config.out / "adapter_model.safetensors").chmod(0o644)
         path = self.config.out / "adapter_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         content["base_model_name_or_path"] = "nano"
