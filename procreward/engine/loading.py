@@ -137,7 +137,7 @@ def _adapter_folder(adapter: str, folder: Path, local_files_only: bool | None) -
     inside = folder / adapter
     if Path(adapter).name == adapter and (inside / "adapter_config.json").is_file():
         return inside
-    return resolve_source(adapter, local_files_only=local_files_only).folder
+    return resolve_source(adapter, local_files_only=local_files_only, setting="adapter").folder
 
 
 def _choose_device(device: str, reasons: dict[str, str]) -> torch.device:

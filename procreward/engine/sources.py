@@ -49,7 +49,11 @@ class ResolvedSource:
 
 
 def resolve_source(
-    source: str, *, revision: str | None = None, local_files_only: bool | None = None
+    source: str,
+    *,
+    revision: str | None = None,
+    local_files_only: bool | None = None,
+    setting: str = "model",
 ) -> ResolvedSource:
     """Find a model's folder, downloading it if the user named a hub id.
 
@@ -58,6 +62,7 @@ def resolve_source(
         revision: Commit, tag or branch of a hub repository; pin a commit for reproducible results.
         local_files_only: Whether to use the hub's local cache only; None leaves it to the
             environment (``HF_HUB_OFFLINE``).
+        setting: What the messages call the source, ``"model"`` or ``"adapter"``.
 
     Returns:
         The folder and the commit.
@@ -79,11 +84,11 @@ def resolve_source(
         return ResolvedSource(folder=path.resolve(), source=source, revision=None)
     if path.is_file():
         raise ModelNotFoundError(
-            f"`model` must be a folder, got the file {source!r}. Name its folder."
+            f"`{setting}` must be a folder, got the file {source!r}. Name its folder."
         )
     if not _HUB_ID.fullmatch(source) or source.startswith("."):
         raise ModelNotFoundError(
-            f"`model` must be a local folder, a hub id (owner/name) or 'nano', got {source!r}; "
+            f"`{setting}` must be a local folder, a hub id (owner/name) or 'nano', got {source!r}; "
             f"there is no such folder{_nearest(path)}."
         )
     return _download(source, revision, bool(local_files_only))
