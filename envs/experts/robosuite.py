@@ -182,7 +182,12 @@ class DoorExpert(RobosuiteExpert):
         yield from self._pull(self._rng.uniform(0.0, 0.2))
 
     _halt = _carry_some
-    _half_way = _carry_some
+
+    def _half_way(self) -> Motion:
+        self._noise = 0.0
+        yield from self._pick()
+        yield from self._press(1.45)
+        yield from self._pull(0.1)
 
     def _put_back(self) -> Motion:
         yield from self._grip(OPEN)
