@@ -13,7 +13,9 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,9 @@ def split(shard: Shard) -> list[Episode]:
     return episodes
 
 
+Verdicts = list[tuple[str, bool, bool]]
+
+
 def build_scorer(preset: Preset, mode: str | None) -> Scorer:
     """Build the scorer of a preset, in another mode if asked."""
     config = preset.scorer
@@ -180,32 +185,93 @@ class Control:
     reworded: float
 
 
-def run_controls(scorer: Scorer, outcomes: Sequence[Outcome]) -> list[Control]:
-    """Ask about expert episodes held still, under other instructions and in other words."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """An episode to ask about, and what to try on it besides.
+
+    Attributes:
+        episode: The episode.
+        wrong: Another task's instruction for the controls, or None for no controls.
+    """
+
+    episode: Episode
+    wrong: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measured:
+    """What the models said about an episode."""
+
+    outcome: Outcome
+    control: Control | None
+    verdicts: Verdicts
+
+
+def plan_jobs(episodes: Sequence[Episode]) -> list[Job]:
+    """Return one job per episode; expert episodes get the controls, each its own wrong task."""
     names = list(TASKS)
-    instructions = {o.episode.task: o.episode.instruction for o in outcomes}
-    controls = []
-    experts = [o for o in outcomes if o.episode.kind == "expert"]
-    for number, outcome in enumerate(tqdm(experts, desc="controls", leave=False)):
-        episode = outcome.episode
-        still = np.zeros((STATIC_QUERIES, 4), dtype=np.int64)
-        level = ask(scorer, episode.queries(still)) / 100.0
-        rows = episode_windows(len(episode.frames))[::3]
-        own = names.index(episode.task)
-        other = names[(own + 1 + number % (len(names) - 1)) % len(names)]
-        # The environment's own sentence for the other task, or a trained one if not rendered.
-        wrong = instructions.get(other, TASKS[other].phrasings[0])
-        reworded = ask(scorer, episode.queries(rows, TASKS[episode.task].held_out))
-        controls.append(
-            Control(
-                task=episode.task,
-                slope=abs(float(np.polyfit(np.linspace(0, 1, len(level)), level, 1)[0])),
-                right=float(np.nanmean(outcome.predicted[::3])) / 100.0,
-                wrong=float(np.nanmean(ask(scorer, episode.queries(rows, wrong)))) / 100.0,
-                reworded=float(np.nanmean(np.abs(reworded - episode.truth[::3]))),
-            )
-        )
-    return controls
+    instructions = {episode.task: episode.instruction for episode in episodes}
+    jobs = []
+    experts = 0
+    for episode in episodes:
+        wrong = None
+        if episode.kind == "expert":
+            own = names.index(episode.task)
+            other = names[(own + 1 + experts % (len(names) - 1)) % len(names)]
+            # The environment's own sentence for the other task, or a trained one if not rendered.
+            wrong = instructions.get(other, TASKS[other].phrasings[0])
+            experts += 1
+        jobs.append(Job(episode=episode, wrong=wrong))
+    return jobs
+
+
+_models: dict[str, Scorer] = {}
+"""The models of this process, see :func:`set_up`."""
+
+
+def set_up(mode: str | None, judged: bool) -> None:
+    """Build the models of a process."""
+    _models["scorer"] = build_scorer(load_preset("nano"), mode)
+    if judged:
+        _models["judge"] = build_scorer(load_preset("nano-judge"), None)
+
+
+def measure(job: Job) -> Measured:
+    """Ask the models about one episode."""
+    episode = job.episode
+    queries = episode.queries(episode_windows(len(episode.frames)))
+    outcome = Outcome(episode=episode, predicted=ask(_models["scorer"], queries))
+    return Measured(
+        outcome=outcome,
+        control=None if job.wrong is None else run_control(outcome, job.wrong),
+        verdicts=run_judge(episode) if "judge" in _models else [],
+    )
+
+
+def measure_all(
+    jobs: Sequence[Job], mode: str | None, judged: bool, workers: int
+) -> list[Measured]:
+    """Ask about all episodes, in ``workers`` processes."""
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=set_up, initargs=(mode, judged)
+    ) as pool:
+        return list(tqdm(pool.map(measure, jobs, chunksize=4), total=len(jobs), leave=False))
+
+
+def run_control(outcome: Outcome, wrong: str) -> Control:
+    """Ask about an episode held still, under another instruction and in other words."""
+    scorer, episode = _models["scorer"], outcome.episode
+    still = np.zeros((STATIC_QUERIES, 4), dtype=np.int64)
+    level = ask(scorer, episode.queries(still)) / 100.0
+    rows = episode_windows(len(episode.frames))[::3]
+    reworded = ask(scorer, episode.queries(rows, TASKS[episode.task].held_out))
+    return Control(
+        task=episode.task,
+        slope=abs(float(np.polyfit(np.linspace(0, 1, len(level)), level, 1)[0])),
+        right=float(np.nanmean(outcome.predicted[::3])) / 100.0,
+        wrong=float(np.nanmean(ask(scorer, episode.queries(rows, wrong)))) / 100.0,
+        reworded=float(np.nanmean(np.abs(reworded - episode.truth[::3]))),
+    )
 
 
 def control_figures(controls: Sequence[Control]) -> dict[str, float]:
@@ -218,19 +284,11 @@ def control_figures(controls: Sequence[Control]) -> dict[str, float]:
     }
 
 
-Verdicts = list[tuple[str, bool, bool]]
-
-
-def run_judge(judge: Scorer, episodes: Sequence[Episode]) -> Verdicts:
+def run_judge(episode: Episode) -> Verdicts:
     """Return task, verdict and truth of every second window."""
-    verdicts: Verdicts = []
-    for episode in tqdm(episodes, desc="judge", leave=False):
-        scores = judge.score(episode.queries(episode_windows(len(episode.frames))[::2]))
-        truths = episode.success[::2].tolist()
-        verdicts += [
-            (episode.task, bool(s.complete), t) for s, t in zip(scores, truths, strict=True)
-        ]
-    return verdicts
+    scores = _models["judge"].score(episode.queries(episode_windows(len(episode.frames))[::2]))
+    truths = episode.success[::2].tolist()
+    return [(episode.task, bool(s.complete), t) for s, t in zip(scores, truths, strict=True)]
 
 
 def judge_figures(verdicts: Verdicts) -> dict[str, float]:
@@ -261,18 +319,16 @@ def by_task(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return {name: group for name, group in groups.items() if group}
 
 
-def run(data: Path, per_task: int, mode: str | None, *, judged: bool) -> dict[str, float | str]:
+def run(
+    data: Path, per_task: int, mode: str | None, *, judged: bool, workers: int
+) -> dict[str, float | str]:
     """Measure everything."""
     preset = load_preset("nano")
-    scorer = build_scorer(preset, mode)
     episodes = load_episodes(data, per_task)
-    outcomes = [
-        Outcome(episode=e, predicted=ask(scorer, e.queries(episode_windows(len(e.frames)))))
-        for e in tqdm(episodes, desc="progress", leave=False)
-    ]
-    controls = run_controls(scorer, outcomes)
-    judge = build_scorer(load_preset("nano-judge"), None) if judged else None
-    verdicts = run_judge(judge, episodes) if judge is not None else []
+    measured = measure_all(plan_jobs(episodes), mode, judged, workers)
+    outcomes = [m.outcome for m in measured]
+    controls = [m.control for m in measured if m.control is not None]
+    verdicts = [verdict for m in measured for verdict in m.verdicts]
     figures: dict[str, float | str] = {
         "mode": mode or str(preset.scorer.options.get("mode", "reasoning"))
     }
@@ -283,7 +339,8 @@ def run(data: Path, per_task: int, mode: str | None, *, judged: bool) -> dict[st
         parts |= control_figures([c for c in controls if c.task == name])
         parts |= judge_figures([v for v in verdicts if v[0] == name]) if judged else {}
         figures |= {f"{key}_{name}": value for key, value in parts.items()}
-    if judge is not None:
+    if judged:
+        judge = build_scorer(load_preset("nano-judge"), None)
         figures["judge_query_ms_one_core"] = milliseconds(judge, episodes[0])
     for choice in ("direct", "reasoning"):
         figures[f"query_ms_one_core_{choice}"] = milliseconds(
@@ -303,8 +360,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="held-out episodes per task")
     parser.add_argument("--mode", choices=("direct", "reasoning"), default=None)
     parser.add_argument("--no-judge", action="store_true")
+    parser.add_argument("--workers", type=int, default=2, help="processes that ask the models")
     args = parser.parse_args()
-    figures = run(args.data, args.episodes, args.mode, judged=not args.no_judge)
+    figures = run(
+        args.data, args.episodes, args.mode, judged=not args.no_judge, workers=args.workers
+    )
     args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for key, value in figures.items():
         if not key.endswith(tuple(f"_{name}" for name in TASKS)):

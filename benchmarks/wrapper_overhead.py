@@ -32,9 +32,9 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-import procreward.envs  # noqa: F401  registers
 import tyro
 
+import procreward.envs  # noqa: F401  registers
 from procreward.schedule import QuerySchedule
 from procreward.wrapper import ProgressReward
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import importlib
 import os
-import threading
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,17 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from procreward.checks import check_int, check_names
-from procreward.errors import FrameError, MissingDependencyError
+from procreward.envs._opengl import DrawingThread, close_at_exit, no_context, same_process
 from procreward.types import Frame
 
 __all__ = ["CameraRig", "CameraView"]
 
 _MOST_GEOMS: Final = 2000
-_HELP: Final = (
-    "Install EGL (Debian, Ubuntu: apt-get install libegl1 libgl1-mesa-dri), or install libosmesa6 "
-    "and set MUJOCO_GL=osmesa."
-)
-_OPEN_RIGS: weakref.WeakSet[CameraRig] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +55,7 @@ class CameraRig:
         self, model: Any, views: Mapping[str, CameraView], *, cheap: bool, show_sites: bool
     ) -> None:
         self._model = model
+        self._place = DrawingThread()
         self._views = dict(views)
         self._cheap = cheap
         self._show_sites = show_sites
@@ -98,18 +90,22 @@ class CameraRig:
         check_names("camera", [name], self._names)
         check_int("width", width, least=1)
         check_int("height", height, least=1)
+        self._place.enter()
         if self._canvas is None or not self._canvas.fits(width, height):
-            self.close()
+            self._free()
             self._canvas = _Canvas(self._model, width, height, cheap=self._cheap)
-            _OPEN_RIGS.add(self)
-            _arrange_exit()
+            close_at_exit(self)
         frame = self._canvas.draw(
             data, self._camera(name), width, height, show_sites=self._show_sites
         )
         return self._upright(data, name, frame)
 
     def close(self) -> None:
-        """Free the OpenGL context; a later frame creates a new one."""
+        """Free the OpenGL context; a later frame creates a new one, on whichever thread."""
+        self._free()
+        self._place = DrawingThread()
+
+    def _free(self) -> None:
         if self._canvas is not None:
             self._canvas.free()
             self._canvas = None
@@ -148,7 +144,6 @@ class _Canvas:
         if cheap:
             visual.quality.offsamples = 0
         self._model, self._size = model, (width, height)
-        self._thread = threading.get_ident()
         self._context = _open_context(width, height)
         self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr)
@@ -166,11 +161,6 @@ class _Canvas:
         options = mujoco.MjvOption()
         if not show_sites:
             options.sitegroup[:] = 0
-        if threading.get_ident() != self._thread:
-            raise FrameError(
-                "Frames must be drawn on the thread that drew the environment's first one, because "
-                "OpenGL contexts belong to threads; render there and hand the frame over."
-            )
         self._context.make_current()
         mujoco.mjv_updateScene(
             self._model,
@@ -188,7 +178,7 @@ class _Canvas:
         return np.ascontiguousarray(pixels[::-1])
 
     def free(self) -> None:
-        if _first_process() != os.getpid():
+        if not same_process():
             return
         self._context.make_current()
         self._mjr.free()
@@ -197,12 +187,6 @@ class _Canvas:
 
 def _open_context(width: int, height: int) -> Any:
     """Create an OpenGL context, whatever MuJoCo chose when it was imported."""
-    if _first_process() != os.getpid():
-        # Mesa's worker threads do not survive a fork, and the first frame would wait for ever.
-        raise FrameError(
-            "Frames cannot be drawn in a process forked from one that has drawn frames; start "
-            "workers with context='spawn' or before the first frame."
-        )
     # Chosen here because MuJoCo settles on a window system when it was imported without the
     # variable, and then cannot render without a screen.
     platform = os.environ.setdefault("MUJOCO_GL", "egl").lower()
@@ -210,26 +194,5 @@ def _open_context(width: int, height: int) -> Any:
         context = importlib.import_module(f"mujoco.{platform}").GLContext(width, height)
         context.make_current()
     except Exception as error:  # which kind is raised depends on the platform's loader
-        raise MissingDependencyError(
-            f"No OpenGL context could be created with MUJOCO_GL={platform} to render without a "
-            f"screen ({type(error).__name__}: {error}). {_HELP}"
-        ) from error
+        raise no_context(platform, error) from error
     return context
-
-
-@functools.cache
-def _first_process() -> int:
-    """The process that drew first; forked processes inherit the answer."""
-    return os.getpid()
-
-
-@functools.cache
-def _arrange_exit() -> None:
-    # At exit MuJoCo takes the display down, and freeing a context after that prints tracebacks.
-    # Handlers run last in, first out, so this one must be registered after MuJoCo's.
-    atexit.register(_close_open_rigs)
-
-
-def _close_open_rigs() -> None:
-    for rig in list(_OPEN_RIGS):
-        rig.close()

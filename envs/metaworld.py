@@ -14,10 +14,10 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import EzPickle
-from procreward.envs._mujoco_camera import CameraRig
-from procreward.envs.metaworld_progress import Progress, ProgressMeter, find_task
 
 from procreward.checks import check_choice, check_int
+from procreward.envs._mujoco_camera import CameraRig
+from procreward.envs.metaworld_progress import Progress, ProgressMeter, find_task
 from procreward.errors import MissingDependencyError
 from procreward.instruction import check_instruction
 from procreward.types import Frame

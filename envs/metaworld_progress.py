@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from procreward.envs._mujoco_camera import CameraView
 
+from procreward.envs._mujoco_camera import CameraView
 from procreward.errors import UnknownNameError
 
 __all__ = [

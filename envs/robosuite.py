@@ -12,9 +12,9 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import EzPickle
+
 from procreward.envs.robosuite_backend import SimRenderer, check_camera, load_robosuite
 from procreward.envs.robosuite_progress import Reading, get_task
-
 from procreward.errors import ConfigError, InstructionError
 
 __all__ = ["RobosuiteEnv"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from procreward.envs._opengl import DrawingThread, close_at_exit, no_context, same_process
 from procreward.errors import FrameError, MissingDependencyError, UnknownNameError
 
 __all__ = ["FreeCamera", "SimRenderer", "load_robosuite"]
 
 _INSTALL = 'pip install "procreward[robosuite]"'
-_NO_GL = (
-    "No OpenGL context could be made with MUJOCO_GL={backend!r} ({error}). Install the software "
-    "renderer, on Debian or Ubuntu `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` for "
-    "MUJOCO_GL=egl, or `apt-get install libosmesa6` for MUJOCO_GL=osmesa."
-)
-
-
-# Process that made an OpenGL context first; a fork of it cannot make one.
-_gl_process: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +95,7 @@ def load_robosuite() -> Any:
     try:
         import mujoco  # noqa: F401
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(_NO_GL.format(backend=backend, error=error)) from error
+        raise no_context(backend, error) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,10 +123,9 @@ class SimRenderer:
         self._sim = sim
         self._cheap = cheap
         self._context: Any = None
-        self._thread = 0
+        self._place = DrawingThread()
 
     def _make_context(self) -> Any:
-        global _gl_process
         import mujoco
         from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
@@ -143,15 +133,10 @@ class SimRenderer:
             def __del__(self) -> None:
                 # The parent's fails noisily when its constructor did not get far, and frees the
                 # buffers of whichever context is current: another environment's, maybe.
-                if hasattr(self, "con"):
+                if hasattr(self, "con") and same_process():
                     self.gl_ctx.make_current()
                     super().__del__()
 
-        if _gl_process not in (None, os.getpid()):
-            raise FrameError(
-                "This process was forked from one that had already rendered; OpenGL would hang. "
-                'Start the workers with `context="spawn"` (AsyncVectorEnv), or before rendering.'
-            )
         if self._cheap:
             self._sim.model.vis.quality.offsamples = 0
         # robosuite advances the derived state here, which would make the first frame, and what
@@ -161,7 +146,7 @@ class SimRenderer:
             context = Context(self._sim, device_id=-1)
         except Exception as error:
             backend = os.environ.get("MUJOCO_GL", "")
-            raise MissingDependencyError(_NO_GL.format(backend=backend, error=error)) from error
+            raise no_context(backend, error) from error
         finally:
             del self._sim.forward
         context.vopt.geomgroup[0] = 0  # collision shapes
@@ -169,8 +154,7 @@ class SimRenderer:
         if self._cheap:
             context.scn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._thread = threading.get_ident()
-        _gl_process = os.getpid()
+        close_at_exit(self)
         return context
 
     def render(self, camera: str | FreeCamera, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -192,14 +176,9 @@ class SimRenderer:
         """
         import mujoco
 
+        self._place.enter()
         if self._context is None:
             self._context = self._make_context()
-        if threading.get_ident() != self._thread:
-            raise FrameError(
-                "A frame was asked for on another thread than the environment's first frame; "
-                "OpenGL would return a black picture. Render on one thread and hand the frames "
-                "over instead."
-            )
         context = self._context
         context.gl_ctx.make_current()
         camera_id = None
@@ -260,6 +239,7 @@ class SimRenderer:
         context, self._context = self._context, None
         if context is not None:
             self._sim._render_context_offscreen = None
+        self._place = DrawingThread()
 
 
 def check_camera(name: str, known: tuple[str, ...]) -> None:

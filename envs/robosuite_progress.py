@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from procreward.envs.robosuite_backend import FreeCamera
 
+from procreward.envs.robosuite_backend import FreeCamera
 from procreward.errors import UnknownNameError
 
 __all__ = ["SUCCESS_LINE", "TASKS", "Reading", "RobosuiteTask", "get_task"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -74,13 +75,17 @@ def as_json(value: Any) -> Any:
     """Turn mappings into dicts and tuples into lists, so that JSON gives back what went in.
 
     Args:
-        value: Anything; what is no mapping, list or tuple comes back as it is.
+        value: Anything; what is no mapping, list, tuple or number comes back as it is.
     """
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
-    return value
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from procreward.envs.experts import KINDS
 
 from procreward import registry
 from procreward.cli import main
 from procreward.demo import DemoConfig, run_demo
+from procreward.envs.experts import KINDS
 from procreward.scorers.scripted import Scripted
 from procreward.types import Query, Score
 

@@ -8,10 +8,10 @@ import pkgutil
 import re
 from pathlib import Path
 
-import procreward.envs
 import pytest
 
 import procreward
+import procreward.envs
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -119,6 +119,13 @@ def test_registered_with_the_wrapper() -> None:
     assert [entry["truncated"] for entry in play(env)] == [False] * 4 + [True]
 
 
+def test_numpy_numbers_are_settings_like_any_other() -> None:
+    base = gym.make(TOY, render_mode="rgb_array")
+    env = ProgressReward(base, scorer="constant", every_k_steps=np.int64(4), gamma=np.float32(0.5))
+    assert '"every_k_steps": 4' in env.spec.to_json()
+    assert '"gamma": 0.5' in env.spec.to_json()
+
+
 def test_every_constructor_argument_is_recorded() -> None:
     env = ProgressReward(CounterEnv(), scorer="constant")
     arguments = set(inspect.signature(ProgressReward.__init__).parameters) - {"self", "env"}

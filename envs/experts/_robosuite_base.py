@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from procreward.envs.robosuite_progress import Reading
 
 __all__ = ["CLOSE", "OPEN", "Motion", "RobosuiteExpert", "up"]

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from procreward.envs.experts._metaworld_moves import MOVES, Guide, Moves, Scene
 
+from procreward.envs.experts._metaworld_moves import MOVES, Guide, Moves, Scene
 from procreward.errors import UnsupportedEnvError
 
 __all__ = ["MetaWorldExpert", "make_metaworld_expert"]

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
 from procreward.envs.experts._robosuite_base import CLOSE, OPEN, Motion, RobosuiteExpert, up
 from procreward.envs.robosuite_progress import Reading
 

@@ -9,10 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+
 from procreward.envs.experts.metaworld import MetaWorldExpert
 from procreward.envs.metaworld import MetaWorldEnv
 from procreward.envs.metaworld_progress import ProgressMeter, find_task
-
 from procreward.errors import (
     ConfigError,
     FrameError,

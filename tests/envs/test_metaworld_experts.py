@@ -3,9 +3,9 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+
 from procreward.envs.experts import KINDS, make_expert
 from procreward.envs.experts import metaworld as scripts
-
 from procreward.errors import UnknownNameError, UnsupportedEnvError
 
 pytestmark = pytest.mark.sim

@@ -8,12 +8,12 @@ import threading
 
 import gymnasium as gym
 import numpy as np
-import procreward.envs
 import pytest
 from gymnasium.utils.env_checker import check_env
+
+import procreward.envs
 from procreward.envs.robosuite import RobosuiteEnv
 from procreward.envs.robosuite_backend import load_robosuite
-
 from procreward.errors import (
     ConfigError,
     FrameError,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-from procreward.envs.experts import KINDS, make_expert
 
+from procreward.envs.experts import KINDS, make_expert
 from procreward.errors import UnknownNameError
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from procreward.envs.robosuite_backend import FreeCamera
 from procreward.envs.robosuite_progress import SUCCESS_LINE, TASKS, Reading, get_task
-
 from procreward.errors import UnknownNameError
 
 

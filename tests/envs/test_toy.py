@@ -6,8 +6,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
-from procreward.envs.toy import ToyEnv
 
+from procreward.envs.toy import ToyEnv
 from procreward.errors import ConfigError, InstructionError, UnknownNameError
 
 RED = (200, 40, 40)

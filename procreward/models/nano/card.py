@@ -60,6 +60,12 @@ instruction and the label 0 %. First the vision tower learns to read positions, 
 from single frames; then the whole model learns to answer, half with reasoning and half without.
 `python -m procreward.models.nano.render` and `.train` do it again.
 
+The shipped weights come from 2,200 episodes (700 of Lift, 300 of each other task; 73,479 frames),
+10 minutes of the first phase and 60 of the second on two CPU cores. The run was stopped twice in
+its second phase: after 20 minutes, when its learning rate and loss weights were changed to today's
+defaults and the last 50 Can episodes joined, and after 38, when its budget was shortened from 66
+minutes to 60. Training again therefore comes close to these weights and does not repeat them.
+
 ## Held-out figures
 
 From `benchmarks/nano_quality.py`: seeds from 1,000,000 on, which neither training nor its
