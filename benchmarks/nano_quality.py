@@ -35,6 +35,7 @@ from procreward.types import Query, Scorer
 Floats = npt.NDArray[np.float64]
 MOVING_POINTS = 15.0
 PEAK_POINTS = 40.0
+NOISE_POINTS = 2.0
 STATIC_QUERIES = 8
 
 
@@ -94,6 +95,15 @@ class Outcome:
     def clock(self) -> float:
         """Return the rank correlation of elapsed time with the truth."""
         return spearman(np.arange(len(self.predicted)), self.episode.truth)
+
+    def noisy_truth(self) -> float:
+        """Return what the truth itself would get, read with an error of two points.
+
+        Long stretches of a failing episode barely move, and ranks within them are noise.
+        """
+        truth = self.episode.truth
+        noise = np.random.default_rng(len(truth)).normal(0.0, NOISE_POINTS, len(truth))
+        return spearman(truth + noise, truth)
 
 
 def load_episodes(data: Path, per_task: int) -> list[Episode]:
@@ -162,6 +172,7 @@ def progress_figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "clock_spearman_expert": mean([o.clock() for o in of["expert"]]),
         "clock_spearman_retry": mean([o.clock() for o in of["retry"]]),
         "clock_spearman_failing": mean([o.clock() for o in moving]),
+        "noisy_truth_spearman_failing": mean([o.noisy_truth() for o in moving]),
         "mae_points": float(np.nanmean(np.abs(errors))),
         "auc_success": auc([o.held()[-1] for o in outcomes], [not o.failed for o in outcomes]),
         "false_peak_share": mean(peaks),

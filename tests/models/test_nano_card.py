@@ -10,6 +10,7 @@ FIGURES = {
     "spearman_retry_lift": math.nan,
     "clock_spearman_expert": 0.99,
     "clock_spearman_failing": -0.1,
+    "noisy_truth_spearman_failing": 0.8,
     "right_instruction_mean": 0.5,
     "wrong_instruction_mean": 0.02,
     "mae_points_new_wording": 6.0,

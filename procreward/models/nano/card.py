@@ -79,6 +79,7 @@ _CONTROLS = """
 |---|---|
 | clock (elapsed time as progress), Spearman on expert episodes | {clock_spearman_expert} |
 | the same on failing episodes that move | {clock_spearman_failing} |
+| the truth read with an error of 2 points, on the same episodes | {noisy_truth_spearman_failing} |
 | mean progress with the right instruction | {right_instruction_mean} |
 | mean progress with another task's instruction | {wrong_instruction_mean} |
 | error with a wording that was never trained, points | {mae_points_new_wording} |
