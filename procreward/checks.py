@@ -28,12 +28,12 @@ __all__ = [
 
 def is_int(value: object, *, least: int) -> bool:
     """Whether a value is an integer (no bool) of at least ``least``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite number (no bool)."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
 def check(ok: bool, name: str, rule: str, value: object, fix: str = "") -> None:
