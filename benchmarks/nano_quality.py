@@ -193,6 +193,7 @@ class Control:
     slope: float
     right: float
     wrong: float
+    wrong_finished: float
     reworded: float
 
 
@@ -276,11 +277,14 @@ def run_control(outcome: Outcome, wrong: str) -> Control:
     level = ask(scorer, episode.queries(still)) / 100.0
     rows = episode_windows(len(episode.frames))[::3]
     reworded = ask(scorer, episode.queries(rows, TASKS[episode.task].held_out))
+    last = episode_windows(len(episode.frames))[-1:]
     return Control(
         task=episode.task,
         slope=abs(float(np.polyfit(np.linspace(0, 1, len(level)), level, 1)[0])),
         right=float(np.nanmean(outcome.predicted[::3])) / 100.0,
         wrong=float(np.nanmean(ask(scorer, episode.queries(rows, wrong)))) / 100.0,
+        # An expert's last picture is that of a finished task, only not of the one that is named.
+        wrong_finished=float(ask(scorer, episode.queries(last, wrong))[0]) / 100.0,
         reworded=float(np.nanmean(np.abs(reworded - episode.truth[::3]))),
     )
 
@@ -291,6 +295,7 @@ def control_figures(controls: Sequence[Control]) -> dict[str, float]:
         "static_slope": max((c.slope for c in controls), default=float("nan")),
         "right_instruction_mean": mean([c.right for c in controls]),
         "wrong_instruction_mean": mean([c.wrong for c in controls]),
+        "wrong_instruction_finished_mean": mean([c.wrong_finished for c in controls]),
         "mae_points_new_wording": mean([c.reworded for c in controls]),
     }
 

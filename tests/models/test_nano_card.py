@@ -12,6 +12,7 @@ FIGURES = {
     "clock_spearman_failing": -0.1,
     "noisy_truth_spearman_failing": 0.8,
     "right_instruction_mean": 0.5,
+    "wrong_instruction_finished_mean": 0.4,
     "wrong_instruction_mean": 0.02,
     "mae_points_new_wording": 6.0,
     "invalid_rate": 0.0,
