@@ -80,15 +80,15 @@ def test_checker_agrees_with_the_last_picture() -> None:
         assert checker.verdict().complete is complete
 
 
-def test_another_tasks_instruction_reads_low() -> None:
-    _, frames, _ = episode(LIFT, "expert")
-    for instruction, low in ((TEXT, False), ("Close the drawer.", True)):
+def test_another_tasks_instruction_reads_low_while_the_task_runs() -> None:
+    _, frames, _ = episode(LIFT, "fail")
+    for instruction, low in ((TEXT, False), ("Push the drawer closed.", True)):
         checker = CompletionChecker("nano", instruction, frame_stride_frames=1)
         for frame in frames:
             checker.push(frame)
         progress = checker.verdict().progress
         assert progress is not None
-        assert (progress < 0.5) is low
+        assert (progress < 0.1) is low
 
 
 def test_engines_give_the_same_answers_with_real_weights_and_frames() -> None:
