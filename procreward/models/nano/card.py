@@ -97,7 +97,7 @@ _LIMITS = """
   fingers, a height seen from above), so is the answer uncertain.
 * False peaks: see the table. An agent that is rewarded by nano will look for them. Require a level
   to hold for several queries before it counts, or use the judge as well.
-* **A finished scene tends to read as finished whatever the instruction says**: see the last control.
+* **A finished scene tends to read as finished whatever the instruction says**; see the controls.
   The instruction tells apart scenes that are under way; it does not tell which of several finished
   tasks was meant. Give nano the instruction of the task that runs. (Tuning with 30 % instead of 8 %
   wrong instructions was tried for five minutes: it helped little and cost right readings, so those
