@@ -16,6 +16,8 @@ and no torch.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -91,6 +93,12 @@ _HOMES = {
     "score_video": "video",
     "scorer_names": "registry",
 }
+
+
+# In a checkout `envs` and `configs` lie beside this package. With the checkout as working directory
+# this copy is imported even where a complete one is installed, and must find them there.
+if find_spec("procreward.envs") is None:
+    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,17 @@ def test_what_is_not_imported(code: str, absent: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_a_checkout_is_complete_without_being_installed() -> None:
+    # -S leaves out site-packages, and with it every installed or editable copy.
+    code = (
+        "from importlib.util import find_spec\n"
+        "import procreward\n"
+        "print(all(find_spec(f'procreward.{n}') for n in ('envs', 'configs', 'types')))"
+    )
+    checkout = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=checkout
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
