@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from procreward.checks import check_names
-from procreward.config import field_names
+from procreward.checks import check, check_choice, check_int, check_names, is_number
+from procreward.config import JSON, field_names
 from procreward.engine import Engine
 from procreward.errors import ConfigError
 
@@ -18,15 +18,59 @@ if TYPE_CHECKING:
     from procreward.engine.prompt import VideoLayout
     from procreward.types import Query
 
-__all__ = ["ENGINES", "EngineName", "build_engine", "frame_keys", "options_from"]
+__all__ = [
+    "ENGINES",
+    "EngineName",
+    "EngineOptions",
+    "build_engine",
+    "frame_keys",
+    "options_from",
+    "stream_name",
+]
 
 _Options = TypeVar("_Options")
 
-EngineName: TypeAlias = Literal["auto", "small", "plain", "reference"]
-"""What runs the model; ``auto`` takes ``small`` where it suits the model, else ``plain``."""
+EngineName: TypeAlias = Literal["auto", "fast", "strict", "reference", "plain", "served", "vllm"]
+"""What runs the model; see :class:`EngineOptions`."""
 
 ENGINES: tuple[str, ...] = get_args(EngineName)
 """The names of :data:`EngineName`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Options that every scorer with a model has.
+
+    Attributes:
+        engine: What runs the model. ``"fast"`` keeps what it computed for every frame and starts
+            from the last answer; ``"strict"`` keeps frames only and uses transformers' own
+            operators; ``"reference"`` is plain transformers; ``"plain"`` runs any other
+            image-text-to-text model; ``"served"`` asks an OpenAI-compatible server; ``"vllm"`` runs
+            vLLM in this process. ``"auto"`` is ``"fast"`` for Qwen-VL models and ``"plain"`` for
+            others.
+        batch_size: Most queries answered in one batch; memory may make it fewer.
+        cache_gib: Memory for what is kept between queries, in GiB.
+        server: For ``engine="served"``: where it is and how to ask; see
+            :class:`procreward.engine.served.ServerSettings`.
+    """
+
+    engine: EngineName = "auto"
+    batch_size: int = 64
+    cache_gib: float = 2.0
+    server: Mapping[str, JSON] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
+        check_int("batch_size", self.batch_size, least=1)
+        ok = is_number(self.cache_gib) and self.cache_gib >= 0
+        check(ok, "cache_gib", "at least 0", self.cache_gib)
+        ok = self.server is None or isinstance(self.server, Mapping)
+        check(ok, "server", "a mapping of server settings or None", self.server)
+        if (self.engine == "served") != (self.server is not None):
+            raise ConfigError(
+                "`server` belongs to `engine: served` and to no other, got engine="
+                f"{self.engine!r} and server={self.server!r}. Set both, or neither."
+            )
 
 
 def build_engine(
@@ -97,6 +141,19 @@ def frame_keys(query: Query, view: str) -> tuple[tuple[str, str, int], ...] | No
     return tuple((query.stream, view, step) for step in query.frame_steps)
 
 
+def stream_name(query: Query, view: str) -> str | None:
+    """Name the series of questions that a query belongs to, or None for a query of no stream.
+
+    Args:
+        query: The query.
+        view: Name of the view that the prompt shows.
+
+    Returns:
+        For :attr:`procreward.engine.Prompt.stream`; begins with ``query.stream``.
+    """
+    return f"{query.stream}/{view}" if query.stream else None
+
+
 def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) -> _Options:
     """Build an options dataclass from a configuration's mapping.
 
@@ -122,14 +179,7 @@ def _make(name: str, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:
 
     if name == "reference":
         return ReferenceEngine(loaded, video_layout=video_layout)
-    suits = name in ("auto", "small") and suits_small(loaded)
-    if name == "small" and not suits:
-        raise ConfigError(
-            "`engine` may be 'small' only for a float32 model on the CPU with fewer than 30 "
-            f"million weights in its language model, got {loaded.dtype} on {loaded.device}. Use "
-            "'auto'."
-        )
-    kind = SmallEngine if suits else PlainEngine
+    kind = SmallEngine if name != "strict" and suits_small(loaded) else PlainEngine
     return kind(loaded, video_layout=video_layout)
 
 
