@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from procreward.checks import check_choice
-from procreward.engine import Clip, EndTokens, Prompt
+from procreward.engine import Clip, EndTokens, Prompt, Stop
 from procreward.engine.loading import LoadedModel
 from procreward.engine.preprocess import Patches, preprocess_images, preprocess_video
 from procreward.engine.prompt import Chat, ChatBuilder, Image, Part, Video, VideoLayout
@@ -177,17 +177,19 @@ def pad_left(chats: Sequence[Chat], pad_id: int, device: torch.device) -> Batch:
     )
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """Cut a text behind the first stop string in it.
+def cut_at_stop(text: str, stop: Stop) -> str:
+    """Cut a text behind the first stop in it.
 
     Args:
         text: Any text.
-        stop: Strings to look for.
+        stop: Strings or patterns to look for.
 
     Returns:
-        The text up to and including the earliest stop string, or all of it.
+        The text up to and including the stop that ends earliest, or all of it.
     """
-    ends = [text.index(word) + len(word) for word in stop if word in text]
+    ends = [text.index(word) + len(word) for word in stop if isinstance(word, str) and word in text]
+    patterns = [word for word in stop if not isinstance(word, str)]
+    ends += [match.end() for pattern in patterns if (match := pattern.search(text))]
     return text[: min(ends)] if ends else text
 
 
