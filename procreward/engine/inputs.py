@@ -11,8 +11,22 @@ import torch
 from procreward.checks import check_choice
 from procreward.engine import Clip, EndTokens, Prompt, Stop
 from procreward.engine.loading import LoadedModel
-from procreward.engine.preprocess import Patches, preprocess_images, preprocess_video
-from procreward.engine.prompt import Chat, ChatBuilder, Image, Part, Video, VideoLayout
+from procreward.engine.preprocess import (
+    Patches,
+    check_frames,
+    preprocess_images,
+    preprocess_video,
+)
+from procreward.engine.prompt import (
+    ASSISTANT_HEAD,
+    USER_HEAD,
+    Chat,
+    ChatBuilder,
+    Image,
+    Part,
+    Video,
+    VideoLayout,
+)
 from procreward.errors import ConfigError
 
 __all__ = ["Batch", "PreparedPrompt", "PromptReader", "cut_at_stop", "pad_left"]
@@ -62,8 +76,36 @@ class PromptReader:
 
     def __init__(self, loaded: LoadedModel, *, video_layout: VideoLayout = "4.57") -> None:
         self._config = loaded.image_config
-        self._builder = ChatBuilder(loaded.tokenizer, video_layout=video_layout)
-        self._tokenizer = loaded.tokenizer
+        self._takes_videos = getattr(loaded, "family", None) != "qwen2_5_vl"
+        self._builder = ChatBuilder(
+            loaded.tokenizer,
+            video_layout=video_layout,
+            default_system=getattr(loaded, "default_system", None),
+        )
+
+    def layout(self, prompt: Prompt) -> Chat:
+        """Tokenise one prompt; the pixels of its frames are not touched.
+
+        Args:
+            prompt: The prompt.
+
+        Returns:
+            Its tokens and positions; read-only and shared by all prompts of the same layout.
+
+        Raises:
+            FrameError: If frames do not fit the model.
+            InstructionError: If a text contains control tokens.
+            ConfigError: If the model takes no videos and the prompt has one.
+        """
+        parts: list[Part] = []
+        for part in prompt.parts:
+            parts += [part] if isinstance(part, str) else self._clip_parts(part)
+        return self._builder.build(
+            parts,
+            assistant_prefix=prompt.assistant_prefix,
+            system=prompt.system,
+            open_turn=prompt.open_turn,
+        )
 
     def read(self, prompt: Prompt) -> PreparedPrompt:
         """Preprocess and tokenise one prompt.
@@ -78,49 +120,73 @@ class PromptReader:
             FrameError: If frames do not fit the model.
             InstructionError: If a text contains control tokens.
         """
-        parts: list[Part] = []
-        patches: list[Patches] = []
-        videos: list[bool] = []
-        for part in prompt.parts:
-            if isinstance(part, str):
-                parts.append(part)
-                continue
-            clip_patches = self._patches(part)
-            patches.append(clip_patches)
-            videos.append(part.video)
-            parts += self._clip_parts(part, clip_patches)
-        chat = self._builder.build(parts, assistant_prefix=prompt.assistant_prefix)
-        return PreparedPrompt(chat=chat, patches=tuple(patches), videos=tuple(videos))
+        chat = self.layout(prompt)
+        clips = [part for part in prompt.parts if isinstance(part, Clip)]
+        return PreparedPrompt(
+            chat=chat,
+            patches=tuple(self._patches(clip) for clip in clips),
+            videos=tuple(clip.video for clip in clips),
+        )
 
-    def label_tokens(
-        self, labels: Sequence[str], end_tokens: EndTokens
-    ) -> tuple[tuple[int, ...], ...]:
-        """Tokenise labels where they stand: right behind the head of the assistant's turn.
+    def open_text(self, prompt: Prompt) -> str | None:
+        """Return the words that a label directly follows.
 
         Args:
-            labels: At least two different candidate answers.
-            end_tokens: What counts to a label besides its own words.
+            prompt: The prompt.
+
+        Returns:
+            For an open user turn, its text since the last picture or control token, as it is
+            tokenised; None for a prompt that ends in the assistant's turn.
+        """
+        if not prompt.open_turn:
+            return None
+        text = ""
+        for part in reversed(prompt.parts):
+            if not isinstance(part, str):
+                return text
+            text = part + text
+        return USER_HEAD + text
+
+    def label_tokens(
+        self,
+        labels: Sequence[str],
+        end_tokens: EndTokens,
+        *,
+        open_turn_text: str | None = None,
+    ) -> tuple[tuple[int, ...], ...]:
+        """Tokenise labels where they stand.
+
+        That is right behind the head of the assistant's turn or, when the user's turn is left open,
+        right behind its words.
+
+        Args:
+            labels: At least two different candidate answers, or one.
+            end_tokens: What counts to a label besides its own words; behind an open turn there is
+                no template, so ``"none"`` or ``"eos"``.
+            open_turn_text: The words of the open turn, as :meth:`open_text` gives them.
 
         Returns:
             Token ids per label, end tokens included.
 
         Raises:
-            ConfigError: If the labels cannot be told apart by their tokens.
+            ConfigError: If the labels cannot be told apart by their tokens, if a label is not
+                tokenised apart from what it follows, or for the wrong ``end_tokens``.
         """
-        head = self._builder.encode("assistant\n")
-        end = {
-            "template": [self._builder.control_id("im_end"), *self._builder.encode("\n")],
-            "eos": [self._builder.control_id("im_end")],
-            "none": [],
-        }
+        is_open = open_turn_text is not None
+        end = {"none": [], "eos": [self._builder.control_id("im_end")]}
+        if not is_open:
+            end["template"] = [*end["eos"], *self._builder.encode("\n")]
         check_choice("end_tokens", end_tokens, tuple(end))
+        before = ASSISTANT_HEAD if open_turn_text is None else open_turn_text
+        head = self._builder.encode(before)
         result = []
         for label in labels:
-            ids = self._builder.encode("assistant\n" + label)
-            if not label or ids[: len(head)] != head:
+            ids = self._builder.encode(before + label)
+            if not label or len(ids) == len(head) or ids[: len(head)] != head:
                 raise ConfigError(
-                    f"The label {label!r} must be words that are tokenised apart from the line "
-                    "before them. Choose another label."
+                    f"The label {label!r} must be words that are tokenised apart from "
+                    f"{'the words' if is_open else 'the line'} before them. Choose another label"
+                    f"{', or another end of the words before it' if is_open else ''}."
                 )
             result.append((*ids[len(head) :], *end[end_tokens]))
         _check_distinct(labels, result)
@@ -131,16 +197,28 @@ class PromptReader:
             return preprocess_video(clip.frames, self._config)
         return preprocess_images(clip.frames, self._config)
 
-    def _clip_parts(self, clip: Clip, patches: Patches) -> list[Part]:
-        _, rows, columns = patches.grid
-        rows, columns = rows // self._config.merge, columns // self._config.merge
+    def _clip_parts(self, clip: Clip) -> list[Part]:
+        check_frames(clip.frames, self._config)
+        count, height, width = clip.frames.shape[:3]
+        merge = self._config.merge
         if not clip.video:
-            return [Image(rows, columns)] * patches.count
+            _, rows, columns = self._config.image_grid(height, width)
+            return [Image(rows // merge, columns // merge)] * count
+        if not self._takes_videos:
+            raise ConfigError(
+                "A prompt for Qwen2.5-VL must show its frames as pictures, got a video clip. "
+                "Its video positions depend on the time between frames and are not supported."
+            )
+        _, rows, columns = self._config.video_grid(count, height, width)
         assert clip.frame_indices is not None  # Clip has checked both
         assert clip.fps is not None
         return [
             Video.from_frames(
-                clip.frame_indices, clip.fps, rows, columns, temporal=self._config.temporal
+                clip.frame_indices,
+                clip.fps,
+                rows // merge,
+                columns // merge,
+                temporal=self._config.temporal,
             )
         ]
 

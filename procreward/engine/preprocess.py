@@ -33,6 +33,7 @@ from procreward.types import Frames
 __all__ = [
     "Patches",
     "PreprocessConfig",
+    "check_frames",
     "load_preprocess_config",
     "preprocess_images",
     "preprocess_video",
@@ -119,6 +120,32 @@ class PreprocessConfig:
             max_pixels=self.max_pixels,
         )
         return 1, high // self.patch, wide // self.patch
+
+    def video_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the ``(groups, rows, columns)`` patch grid of one clip of the size given.
+
+        Args:
+            num_frames: Frames in the clip, at least 1.
+            height: Height of the incoming frames in pixels (before the crop).
+            width: Width of the incoming frames in pixels (before the crop).
+
+        Returns:
+            The grid that :func:`preprocess_video` gives for it.
+        """
+        if self.crop is not None:
+            height, width = self.crop[2], self.crop[3]
+        num_frames = max(num_frames, self.temporal)
+        high, wide = video_resize(
+            num_frames,
+            height,
+            width,
+            factor=self.factor,
+            temporal=self.temporal,
+            min_pixels=self.video_min_pixels,
+            max_pixels=self.video_max_pixels,
+        )
+        groups = -(-num_frames // self.temporal)
+        return groups, high // self.patch, wide // self.patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -240,23 +267,11 @@ def preprocess_video(frames: Frames, config: PreprocessConfig) -> Patches:
         FrameError: If the frames have another dtype, shape or size than the model expects.
     """
     pixels = _prepare(frames, config)
-    if len(pixels) < config.temporal:
-        pixels = _repeat_last(pixels, config.temporal)
-    high, wide = video_resize(
-        len(pixels),
-        pixels.shape[2],
-        pixels.shape[3],
-        factor=config.factor,
-        temporal=config.temporal,
-        min_pixels=config.video_min_pixels,
-        max_pixels=config.video_max_pixels,
-    )
-    pixels = _normalise(_repeat_last(_resize(pixels, high, wide), config.temporal), config)
-    groups = len(pixels) // config.temporal
-    flat = _patchify(pixels.reshape(groups, config.temporal, *pixels.shape[1:]), config)
-    return Patches(
-        pixel_values=flat, grid=(groups, high // config.patch, wide // config.patch), count=1
-    )
+    grid = config.video_grid(*frames.shape[:3])
+    pixels = _resize(pixels, grid[1] * config.patch, grid[2] * config.patch)
+    pixels = _normalise(_repeat_last(pixels, config.temporal), config)
+    flat = _patchify(pixels.reshape(grid[0], config.temporal, *pixels.shape[1:]), config)
+    return Patches(pixel_values=flat, grid=grid, count=1)
 
 
 def load_preprocess_config(folder: str | Path) -> PreprocessConfig:
@@ -344,8 +359,16 @@ def _fit(
     return high, wide
 
 
-def _prepare(frames: Frames, config: PreprocessConfig) -> torch.Tensor:
-    """Check and crop; returns ``(num_frames, 3, height, width) uint8``, not contiguous."""
+def check_frames(frames: Frames, config: PreprocessConfig) -> None:
+    """Refuse frames that a model cannot take.
+
+    Args:
+        frames: What should be ``(num_frames, height, width, 3) uint8``.
+        config: What the model takes.
+
+    Raises:
+        FrameError: If the frames have another dtype, shape or size than the model expects.
+    """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 1:
         raise FrameError(
             "`frames` must be (num_frames >= 1, height, width, 3) uint8, got "
@@ -364,6 +387,13 @@ def _prepare(frames: Frames, config: PreprocessConfig) -> torch.Tensor:
                 f"The crop (top {top}, left {left}, height {high}, width {wide}) must lie inside "
                 f"the frame, got a frame of {width}x{height} (width x height)."
             )
+
+
+def _prepare(frames: Frames, config: PreprocessConfig) -> torch.Tensor:
+    """Check and crop; returns ``(num_frames, 3, height, width) uint8``, not contiguous."""
+    check_frames(frames, config)
+    if config.crop is not None:
+        top, left, high, wide = config.crop
         frames = frames[:, top : top + high, left : left + wide]
     # A copy: torch warns about read-only arrays, and the caller may reuse the buffer.
     return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)

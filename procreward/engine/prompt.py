@@ -1,14 +1,16 @@
-r"""The Qwen3-VL chat layout as token ids and positions, built without a processor class.
+r"""The Qwen-VL chat layout as token ids and positions, built without a processor class.
 
-One user turn, no system turn::
+A system turn where there is one, one user turn, the head of the answer::
 
+    <|im_start|>system\n SYSTEM <|im_end|>\n
     <|im_start|>user\n PARTS <|im_end|>\n<|im_start|>assistant\n PREFIX
 
-where an :class:`Image` is ``<|vision_start|>`` + one ``<|image_pad|>`` per merged token +
-``<|vision_end|>`` and a :class:`Video` is, per group of frames, its time in words followed by the
-same with ``<|video_pad|>``. Neighbouring texts are joined without a separator. Positions are the
-three rows of multimodal rotary positions (time, row, column): text advances all three by one, a
-picture spans its grid and then advances them by its longer side.
+(all in one line). An open user turn ends right behind its last part. An :class:`Image` is
+``<|vision_start|>`` + one ``<|image_pad|>`` per merged token + ``<|vision_end|>`` and a
+:class:`Video` is, per group of frames, its time in words followed by the same with
+``<|video_pad|>``. Neighbouring texts are joined without a separator. Positions are the three rows
+of multimodal rotary positions (time, row, column): text advances all three by one, a picture spans
+its grid and then advances them by its longer side.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ VideoLayout: TypeAlias = Literal["4.57", "5.x"]
 """How a video is written: as transformers 4.57 and vLLM do, or with transformers 5's outer pair."""
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
+USER_HEAD, ASSISTANT_HEAD = "user\n", "assistant\n"
 
 _CACHED_LAYOUTS = 256
+_Key: TypeAlias = tuple[tuple["Part", ...], str, str | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +150,25 @@ class ChatBuilder:
     Args:
         tokenizer: A transformers tokenizer with Qwen's control tokens.
         video_layout: How videos are written.
+        default_system: The system turn that the model's chat template writes when none is given,
+            or None when it writes none.
 
     Raises:
         ArchitectureError: If the tokenizer lacks one of the control tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, video_layout: VideoLayout = "4.57") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        video_layout: VideoLayout = "4.57",
+        default_system: str | None = None,
+    ) -> None:
         check_choice("video_layout", video_layout, get_args(VideoLayout))
         self._tokenizer = tokenizer
         self._video_layout = video_layout
-        self._cache: OrderedDict[tuple[tuple[Part, ...], str], Chat] = OrderedDict()
+        self._default_system = default_system
+        self._cache: OrderedDict[_Key, Chat] = OrderedDict()
         vocabulary = tokenizer.get_vocab()
         names = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
         missing = [name for name in names if f"<|{name}|>" not in vocabulary]
@@ -169,12 +182,39 @@ class ChatBuilder:
             {int(i) for i in tokenizer.all_special_ids} | set(self._control.values())
         )
 
-    def build(self, parts: Sequence[Part], *, assistant_prefix: str = "") -> Chat:
-        """Build one prompt; see :func:`build_chat`."""
-        key = (tuple(parts), assistant_prefix)
+    def build(
+        self,
+        parts: Sequence[Part],
+        *,
+        assistant_prefix: str = "",
+        system: str | None = None,
+        open_turn: bool = False,
+    ) -> Chat:
+        """Build one prompt, or return it as it was built before.
+
+        Args:
+            parts: Pictures, clips and texts in their order.
+            assistant_prefix: Words put in the assistant's mouth before it goes on.
+            system: The system turn; None for the builder's default.
+            open_turn: Whether to end behind the last part: no end token, no assistant turn.
+
+        Returns:
+            The prompt.
+
+        Raises:
+            InstructionError: If a text contains a control token.
+            ConfigError: If an open turn comes with an ``assistant_prefix``.
+        """
+        if open_turn and assistant_prefix:
+            raise ConfigError(
+                "`assistant_prefix` must be empty when the user's turn is left open, got "
+                f"{assistant_prefix!r}. Put the words into `parts`."
+            )
+        system = self._default_system if system is None else system
+        key = (tuple(parts), assistant_prefix, system, open_turn)
         chat = self._cache.get(key)
         if chat is None:
-            chat = self._build(key[0], assistant_prefix)
+            chat = self._build(*key)
             self._cache[key] = chat
             if len(self._cache) > _CACHED_LAYOUTS:
                 self._cache.popitem(last=False)
@@ -203,10 +243,17 @@ class ChatBuilder:
             )
         return ids
 
-    def _build(self, parts: tuple[Part, ...], assistant_prefix: str) -> Chat:
+    def _build(
+        self, parts: tuple[Part, ...], assistant_prefix: str, system: str | None, open_turn: bool
+    ) -> Chat:
         writer = _Writer(self)
+        if system is not None:
+            writer.control("im_start")
+            writer.text("system\n" + system)
+            writer.control("im_end")
+            writer.text("\n")
         writer.control("im_start")
-        writer.text("user\n")
+        writer.text(USER_HEAD)
         for part in parts:
             if isinstance(part, str):
                 writer.text(part)
@@ -214,10 +261,11 @@ class ChatBuilder:
                 writer.block("image_pad", IMAGE, part.rows, part.columns)
             else:
                 self._write_video(writer, part)
-        writer.control("im_end")
-        writer.text("\n")
-        writer.control("im_start")
-        writer.text("assistant\n" + assistant_prefix)
+        if not open_turn:
+            writer.control("im_end")
+            writer.text("\n")
+            writer.control("im_start")
+            writer.text(ASSISTANT_HEAD + assistant_prefix)
         return writer.finish()
 
     def _write_video(self, writer: _Writer, video: Video) -> None:
@@ -293,6 +341,8 @@ def build_chat(
     parts: Sequence[Part],
     *,
     assistant_prefix: str = "",
+    system: str | None = None,
+    open_turn: bool = False,
     video_layout: VideoLayout = "4.57",
 ) -> Chat:
     """Tokenise a user turn and the head of the assistant's answer.
@@ -303,6 +353,8 @@ def build_chat(
         tokenizer: A transformers tokenizer with Qwen's control tokens.
         parts: Pictures, clips and texts in their order.
         assistant_prefix: Words put in the assistant's mouth before it goes on.
+        system: The system turn, or None for none.
+        open_turn: Whether to end behind the last part: no end token, no assistant turn.
         video_layout: How videos are written.
 
     Returns:
@@ -311,6 +363,9 @@ def build_chat(
     Raises:
         ArchitectureError: If the tokenizer lacks one of the control tokens.
         InstructionError: If a text contains a control token.
+        ConfigError: If an open turn comes with an ``assistant_prefix``.
     """
     builder = ChatBuilder(tokenizer, video_layout=video_layout)
-    return builder.build(parts, assistant_prefix=assistant_prefix)
+    return builder.build(
+        parts, assistant_prefix=assistant_prefix, system=system, open_turn=open_turn
+    )

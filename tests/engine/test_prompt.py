@@ -36,6 +36,34 @@ def test_the_answer_can_be_begun() -> None:
     )
 
 
+def test_a_system_turn_comes_first() -> None:
+    chat = build_chat(TOKENIZER, [Image(1, 2), "lift"], system="Judge it.")
+    assert text_of(chat) == (
+        "<|im_start|>system\nJudge it.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+        "lift<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert chat.ids.tolist() == TOKENIZER.encode(text_of(chat), add_special_tokens=False)
+
+
+def test_a_family_may_have_a_system_turn_of_its_own() -> None:
+    builder = ChatBuilder(TOKENIZER, default_system="You are a helpful assistant.")
+    assert text_of(builder.build(["a"])).startswith(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\na"
+    )
+    assert text_of(builder.build(["a"], system="b")).startswith("<|im_start|>system\nb<|im_end|>")
+    assert text_of(builder.build(["a"], system="")).startswith("<|im_start|>system\n<|im_end|>\n")
+
+
+def test_an_open_turn_ends_behind_the_words() -> None:
+    chat = build_chat(TOKENIZER, [Image(1, 1), "done? "], open_turn=True)
+    assert text_of(chat) == "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>done? "
+    closed = build_chat(TOKENIZER, [Image(1, 1)], open_turn=True)
+    assert text_of(closed) == "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+    with pytest.raises(ConfigError, match="`assistant_prefix` must be empty"):
+        build_chat(TOKENIZER, ["a"], assistant_prefix="b", open_turn=True)
+
+
 VIDEO = Video.from_frames([0, 1, 2, 3, 4], 20.0, 1, 2)
 
 
@@ -140,6 +168,10 @@ def test_layouts_are_remembered_and_cannot_be_changed() -> None:
     chat = builder.build([Image(2, 2), "a"])
     assert builder.build((Image(2, 2), "a")) is chat
     assert builder.build([Image(2, 2), "b"]) is not chat
+    assert builder.build([Image(2, 2), "a"], system="s") is not chat
+    assert builder.build([Image(2, 2), "a"], open_turn=True) is not chat
+    assert builder.build([Image(2, 2), "a"], assistant_prefix="x") is not chat
+    assert builder.build([Image(2, 2), "a"]) is chat
     with pytest.raises(ValueError, match="read-only"):
         chat.ids[0] = 1
 
@@ -148,6 +180,8 @@ def test_control_tokens_in_a_text_are_refused() -> None:
     for text in ("lift<|im_end|>", "<|image_pad|>", "<|im_start|>system"):
         with pytest.raises(InstructionError, match="control tokens"):
             build_chat(TOKENIZER, [text])
+        with pytest.raises(InstructionError, match="control tokens"):
+            build_chat(TOKENIZER, ["lift"], system=text)
 
 
 def test_other_tokenizers_and_layouts_are_refused() -> None:
