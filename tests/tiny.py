@@ -1,4 +1,4 @@
-"""Small random models of the true Qwen3-VL architecture, for tests."""
+"""Small random models of the true architectures (Qwen-VL and, as another, LLaVA), for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -38,6 +51,31 @@ _CORPUS = (
     "Instruction: open the drawer\nQuestion: At the final moment shown in the video, is the "
     "instruction already completed?\nAnswer exactly one label: not complete or complete.",
     "user\n assistant\n 0.1 seconds",
+)
+
+CLIP_STATISTICS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+_MOE_TEXT_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "initializer_range",
+    "rope_parameters",
+)
+
+_GENERIC_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<image>' }}"
+    "{% else %}{{ item['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -135,11 +173,7 @@ def save_tiny(
     config = tiny_config(
         tokenizer, hidden=hidden, text_layers=text_layers, vision_layers=vision_layers
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config).to(dtype)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save(folder, Qwen3VLForConditionalGeneration, config, tokenizer, seed=seed, dtype=dtype)
     size = {"shortest_edge": min_pixels, "longest_edge": 16_777_216}
     image = {"size": size, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
     image |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -149,11 +183,178 @@ def save_tiny(
     return folder
 
 
+def save_tiny_moe(
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 64,
+    text_layers: int = 2,
+    vision_layers: int = 2,
+    experts: int = 4,
+    min_pixels: int = 1024,
+) -> Path:
+    """Write a random Qwen3-VL with a mixture of experts in every layer; returns the folder."""
+    tokenizer = tiny_tokenizer()
+    dense = tiny_config(
+        tokenizer, hidden=hidden, text_layers=text_layers, vision_layers=vision_layers
+    ).to_dict()
+    text = {key: value for key, value in dense["text_config"].items() if key in _MOE_TEXT_KEYS}
+    text |= {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": hidden}
+    vision = {key: value for key, value in dense["vision_config"].items() if key != "model_type"}
+    config = Qwen3VLMoeConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **{key: value for key, value in dense.items() if key.endswith("_token_id")},
+    )
+    _save(folder, Qwen3VLMoeForConditionalGeneration, config, tokenizer, seed=seed)
+    size = {"shortest_edge": min_pixels, "longest_edge": 16_777_216}
+    image = {"size": size, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+    image |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    return folder
+
+
+def save_tiny_qwen25(
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden: int = 64,
+    text_layers: int = 2,
+    vision_layers: int = 2,
+    window_size: int = 56,
+    dtype: torch.dtype = torch.float32,
+    min_pixels: int = 784,
+) -> Path:
+    """Write a random Qwen2.5-VL; returns the folder.
+
+    All vision layers but the last attend within windows of ``window_size`` pixels (two merged
+    tokens along a side by default), the last to the whole picture, as the real ones do.
+    """
+    tokenizer = tiny_tokenizer()
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names}
+    half = hidden // 8
+    section = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 2,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": section,
+                "rope_theta": 1e6,
+            },
+            "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+            "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": vision_layers,
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 2,
+            "num_heads": 4,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": hidden,
+            "window_size": window_size,
+            "fullatt_block_indexes": [vision_layers - 1],
+            "initializer_range": 0.2,
+        },
+        tie_word_embeddings=True,
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+    )
+    _save(folder, Qwen2_5_VLForConditionalGeneration, config, tokenizer, seed=seed, dtype=dtype)
+    image = {"min_pixels": min_pixels, "max_pixels": 12_845_056, "patch_size": 14}
+    image |= {"merge_size": 2, "temporal_patch_size": 2} | CLIP_STATISTICS
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    return folder
+
+
+def save_tiny_generic(folder: Path, *, seed: int = 0, hidden: int = 64, side: int = 32) -> Path:
+    """Write a random LLaVA with its processor and chat template; returns the folder.
+
+    Its pictures are ``side`` pixels square, cut into patches of 8.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    config = LlavaConfig(
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 2,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.2,
+            "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        },
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": hidden,
+            "intermediate_size": hidden * 2,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": side,
+            "patch_size": 8,
+            "projection_dim": hidden,
+            "initializer_factor": 4.0,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(side // 8) ** 2,
+        vision_feature_layer=-1,
+    )
+    _save(folder, LlavaForConditionalGeneration, config, tokenizer, seed=seed)
+    pictures = CLIPImageProcessorPil(
+        size={"height": side, "width": side},
+        do_center_crop=False,
+        **CLIP_STATISTICS,
+    )
+    processor = LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_GENERIC_TEMPLATE,
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _save(
+    folder: Path,
+    kind: Any,
+    config: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config).to(dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def save_tiny_adapter(folder: Path, base: Path, *, seed: int = 1, rank: int = 4) -> Path:
     """Write a random LoRA adapter (attention projections of the language model) for ``base``."""
     from peft import LoraConfig, get_peft_model
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(base)
+    model = AutoModelForImageTextToText.from_pretrained(base)
     settings = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
