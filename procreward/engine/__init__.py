@@ -112,11 +112,14 @@ class Generation:
         tokens: The token ids generated, without the end token.
         finished: Whether the answer ended by itself (end token or stop) rather than at the
             limit of tokens.
+        error: Why there is no answer, in a word such as ``"timeout"``; empty when there is one.
+            Only engines that ask somebody else set it; ``text`` is empty then.
     """
 
     text: str
     tokens: tuple[int, ...]
     finished: bool
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
