@@ -7,7 +7,7 @@ touches the model's mutable position state, so one model can serve several engin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from procreward.checks import check_int
-from procreward.engine import EndTokens, Generation, LabelNLL, Prompt
-from procreward.engine.inputs import Batch, PreparedPrompt, PromptReader, cut_at_stop, pad_left
+from procreward.engine import EndTokens, Generation, LabelNLL, NumberReading, Prompt, Stop
+from procreward.engine.answer import AnswerRow, AnswerText, check_stop
+from procreward.engine.inputs import Batch, PreparedPrompt, PromptReader, pad_left
 from procreward.engine.loading import LoadedModel
 from procreward.engine.prompt import VideoLayout
 from procreward.errors import ConfigError, ModelError
 
-__all__ = ["AnswerRow", "DecodeStep", "PlainEngine", "Visual", "decode_positions"]
+__all__ = ["DecodeStep", "PlainEngine", "Visual", "decode_positions"]
 
 Visual: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
 """Embeddings ``(tokens, hidden)`` and deepstack features, each ``(tokens, hidden)``."""
@@ -45,34 +46,33 @@ class PlainEngine:
         self._language_model = loaded.model.model.language_model
         self._embed = self._language_model.embed_tokens
         self._head = loaded.model.lm_head
-        self._pieces: dict[int, str] = {}
+        self._text = AnswerText(loaded.tokenizer)
 
     def generate(
-        self, prompts: Sequence[Prompt], *, max_new_tokens: int, stop: tuple[str, ...] = ()
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, stop: Stop = ()
     ) -> list[Generation]:
         """Answer every prompt greedily, all in one batch.
 
         Args:
             prompts: The questions.
             max_new_tokens: Limit per answer, at least 1.
-            stop: ASCII strings that end an answer as soon as it holds one of them.
+            stop: ASCII strings and patterns that end an answer as soon as it holds one of them.
 
         Returns:
             One answer per prompt, in order.
 
         Raises:
-            ConfigError: If ``max_new_tokens`` is below 1 or a stop string is empty or not ASCII.
+            ConfigError: If ``max_new_tokens`` is below 1 or ``stop`` holds something else.
             ModelError: If the device runs out of memory.
         """
         check_int("max_new_tokens", max_new_tokens, least=1)
-        if any(not word or not word.isascii() for word in stop):
-            raise ConfigError(f"`stop` must hold non-empty ASCII strings, got {stop!r}.")
+        check_stop(stop)
         if not prompts:
             return []
         prepared = [self._reader.read(prompt) for prompt in prompts]
         with torch.inference_mode(), _memory_guard(self._loaded.device):
-            answers = self._decode(prepared, max_new_tokens, stop)
-        return [self._finish(tokens, finished, stop) for tokens, finished in answers]
+            rows = self._decode(prepared, max_new_tokens, stop)
+        return [self._text.finish(row, stop) for row in rows]
 
     def label_nll(
         self,
@@ -105,6 +105,15 @@ class PlainEngine:
             for column, label in enumerate(tokens):
                 nll[:, column] = self._nll(prepared, visual, label)
         return LabelNLL(nll=nll, tokens=tokens)
+
+    def read_number(
+        self, prompts: Sequence[Prompt], *, lead: str, max_new_tokens: int, largest: float = 100.0
+    ) -> list[NumberReading]:
+        """Refuse: this engine reads no numbers."""
+        raise ConfigError("This engine reads no numbers; choose `engine: reference`.")
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Do nothing: nothing is kept."""
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> Batch:
         return pad_left([prompt.chat for prompt in prepared], self._pad_id, self._loaded.device)
@@ -144,8 +153,8 @@ class PlainEngine:
         return hidden
 
     def _decode(
-        self, prepared: Sequence[PreparedPrompt], max_new_tokens: int, stop: tuple[str, ...]
-    ) -> list[tuple[list[int], bool]]:
+        self, prepared: Sequence[PreparedPrompt], max_new_tokens: int, stop: Stop
+    ) -> list[AnswerRow]:
         from transformers import DynamicCache
 
         batch = self._pad(prepared)
@@ -157,13 +166,13 @@ class PlainEngine:
             chosen = self._head(hidden).argmax(dim=-1)
             running = False
             for row, token in zip(rows, chosen.tolist(), strict=True):
-                running |= row.push(token, self._piece(token) if stop else "")
+                running |= row.push(token, self._text.piece(token) if stop else "")
             if not running or step + 1 == max_new_tokens:
                 break
             if decode_step is None:
                 decode_step = self._decoder(batch, cache, max_new_tokens)
             hidden = decode_step(chosen, step)
-        return [(row.tokens, row.finished) for row in rows]
+        return rows
 
     def _decoder(self, batch: Batch, cache: Any, max_new_tokens: int) -> DecodeStep:
         """Get ready to decode behind the prompts whose keys and values are in the cache."""
@@ -199,50 +208,6 @@ class PlainEngine:
             scores.double().sum(dim=-1).neg().cpu().numpy()
         )
         return result
-
-    def _piece(self, token: int) -> str:
-        piece = self._pieces.get(token)
-        if piece is None:
-            piece = self._loaded.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-            self._pieces[token] = piece
-        return piece
-
-    def _finish(self, tokens: list[int], finished: bool, stop: tuple[str, ...]) -> Generation:
-        text = self._loaded.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return Generation(text=cut_at_stop(text, stop), tokens=tuple(tokens), finished=finished)
-
-
-class AnswerRow:
-    """One answer in the making.
-
-    Stop strings are looked for in the decoded text, not in the tokens: a tokenizer may merge their
-    last character with what follows. They are ASCII, so decoding token by token finds them even
-    where other characters span several tokens.
-    """
-
-    def __init__(self, end_ids: tuple[int, ...], stop: tuple[str, ...]) -> None:
-        self._end_ids = end_ids
-        self._stop = stop
-        self._keep = max((len(word) for word in stop), default=1) - 1
-        self._tail = ""
-        self.tokens: list[int] = []
-        self.finished = False
-
-    def push(self, token: int, piece: str) -> bool:
-        """Take the next token unless already finished; returns whether the answer goes on."""
-        if self.finished:
-            return False
-        if token in self._end_ids:
-            self.finished = True
-            return False
-        self.tokens.append(token)
-        if self._stop:
-            tail = self._tail + piece
-            self.finished = any(word in tail for word in self._stop)
-            self._tail = tail[len(tail) - self._keep :] if self._keep else ""
-        return not self.finished
 
 
 @contextmanager

@@ -1,19 +1,35 @@
-"""ProcVLM: progress from the latest frames of one third-person camera and the instruction."""
+"""ProcVLM: progress from the latest frames of one third-person camera and the instruction.
+
+Two things can be chosen apart from each other. The *mode* is what the model says before the number:
+the steps that are left, as trained (``"reasoning"``), or nothing, because its last line is begun
+for it (``"direct"``). The *readout* is how the number is taken: digit by digit from the text
+(``"greedy"``, the published procedure) or as the expected value over all ways of writing it, with
+its spread (``"expectation"``).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from procreward.checks import check_choice, check_int
-from procreward.engine import Clip, Engine, Generation, Prompt
+from procreward.checks import check_choice, check_int, check_unit
+from procreward.engine import Clip, Engine, Generation, NumberReading, Prompt
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
-from procreward.scorers.building import ENGINES, EngineName, build_engine, frame_keys, options_from
+from procreward.scorers.building import (
+    EngineOptions,
+    build_engine,
+    frame_keys,
+    options_from,
+    stream_name,
+)
 from procreward.scorers.procvlm_text import (
+    DIRECT_COMPLETE,
     DIRECT_PREFIX,
+    LEAD,
+    NUMBER_COMPLETE,
     PROMPT,
     STOP,
     procvlm_prompt,
@@ -27,46 +43,69 @@ if TYPE_CHECKING:
 __all__ = ["ProcVLM", "ProcVLMOptions"]
 
 _DIRECT_TOKENS = 16
+_READOUT_OF = {"reasoning": "greedy", "direct": "expectation"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcVLMOptions:
-    """Options of :class:`ProcVLM`.
+class ProcVLMOptions(EngineOptions):
+    """Options of :class:`ProcVLM`, beside those of every engine.
+
+    ``mode="reasoning"`` with ``readout="greedy"`` is the published procedure. Every other pair is
+    off it: ``"direct"`` is much faster, and not what the model was trained on.
 
     Attributes:
-        mode: ``"reasoning"``, the published procedure: the model lists what is left to do, then
-            gives the number; or ``"direct"``: its last line is begun for it and only the number is
-            generated, which is faster and not what it was trained on.
+        mode: ``"reasoning"``: the model lists what is left to do, then comes to the number; or
+            ``"direct"``: its last line is begun for it, so that only the number is left.
+        readout: ``"greedy"``: the digits that the model writes; ``"expectation"``: the expected
+            value of the number, with its standard deviation as ``Score.spread``; ``"auto"``:
+            ``"greedy"`` with reasoning, ``"expectation"`` without.
+        min_number_mass: Least probability in [0, 1] of a number behind the tag at which an
+            expectation counts; below it the answer is invalid (``"no_number"``).
         max_new_tokens: Limit of an answer in tokens; a longer one is invalid (``"truncated"``).
         image_order: ``"images_first"`` as trained, or ``"text_first"`` as upstream's vLLM path.
         view: The view to look at; needed only when queries hold several.
         max_pixels: Largest area of a frame in pixels; a larger one is reduced. None keeps the
             checkpoint's own limit (16.8 million: thousands of tokens for a large frame).
-        batch_size: Queries answered in one batch.
-        engine: ``"auto"`` takes the engine for small models where it suits the model, else
-            ``"plain"``; ``"reference"`` is transformers' own generation.
     """
 
     mode: Literal["reasoning", "direct"] = "reasoning"
+    readout: Literal["auto", "greedy", "expectation"] = "auto"
+    min_number_mass: float = 0.5
     max_new_tokens: int = 256
     image_order: Literal["images_first", "text_first"] = "images_first"
     view: str | None = None
     max_pixels: int | None = 512 * 512
-    batch_size: int = 16
-    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, ("reasoning", "direct"))
+        EngineOptions.__post_init__(self)  # super() does not know a class with slots
+        check_choice("mode", self.mode, tuple(_READOUT_OF))
+        check_choice("readout", self.readout, ("auto", "greedy", "expectation"))
         check_choice("image_order", self.image_order, ("images_first", "text_first"))
-        check_choice("engine", self.engine, ENGINES)
-        for name in ("max_new_tokens", "batch_size"):
-            check_int(name, getattr(self, name), least=1)
+        check_unit("min_number_mass", self.min_number_mass, allow_zero=True)
+        check_int("max_new_tokens", self.max_new_tokens, least=1)
         if self.max_pixels is not None:
             check_int("max_pixels", self.max_pixels, least=1024, fix="1024 is a frame of 32x32.")
+
+    @property
+    def expects(self) -> bool:
+        """Whether the number is read as an expectation."""
+        readout = _READOUT_OF[self.mode] if self.readout == "auto" else self.readout
+        return readout == "expectation"
+
+    @property
+    def label(self) -> str:
+        """What scores say about how they were read: the mode, and a readout that is not its own."""
+        readout = "expectation" if self.expects else "greedy"
+        return self.mode if readout == _READOUT_OF[self.mode] else f"{self.mode}+{readout}"
 
 
 class ProcVLM:
     """Scores progress as ProcVLM does: pictures, then the published prompt, then the answer's tag.
+
+    ``Score.mode`` is ``"reasoning"``, ``"reasoning+expectation"``, ``"direct"`` (an expectation) or
+    ``"direct+greedy"``. ``Score.text`` is what the model wrote, the begun line included; with an
+    expectation it ends at the tag, and the number is in ``Score.details["percent"]``; where the tag
+    never comes, the words are read as they are when greedy.
 
     Args:
         engine: What runs the model.
@@ -118,17 +157,21 @@ class ProcVLM:
             InstructionError: If an instruction is empty.
         """
         prompts = [self._prompt(query) for query in queries]
-        direct = self._options.mode == "direct"
-        limit = self._options.max_new_tokens
-        scores: list[Score] = []
-        for start in range(0, len(prompts), self._options.batch_size):
-            answers = self._engine.generate(
-                prompts[start : start + self._options.batch_size],
-                max_new_tokens=min(limit, _DIRECT_TOKENS) if direct else limit,
-                stop=(STOP,),
-            )
-            scores += [self._read(answer) for answer in answers]
-        return scores
+        size = self._options.batch_size
+        ask = self._expect if self._options.expects else self._generate
+        return [
+            score
+            for start in range(0, len(prompts), size)
+            for score in ask(prompts[start : start + size])
+        ]
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Let the engine forget episodes that have ended.
+
+        Args:
+            streams: Their names, as in :attr:`procreward.types.Query.stream`.
+        """
+        self._engine.release(streams)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""
@@ -136,6 +179,8 @@ class ProcVLM:
             "name": "procvlm",
             **self._account,
             "mode": self._options.mode,
+            "readout": "expectation" if self._options.expects else "greedy",
+            "min_number_mass": self._options.min_number_mass if self._options.expects else None,
             "image_order": self._options.image_order,
             "max_new_tokens": self._options.max_new_tokens,
             "max_pixels": self._options.max_pixels,
@@ -151,7 +196,8 @@ class ProcVLM:
         first = self._options.image_order == "images_first"
         return Prompt(
             parts=(clip, text) if first else (text, clip),
-            assistant_prefix=DIRECT_PREFIX if self._options.mode == "direct" else "",
+            assistant_prefix=DIRECT_PREFIX if self._direct else "",
+            stream=stream_name(query, view),
         )
 
     def _view(self, query: Query) -> tuple[str, Frames]:
@@ -168,12 +214,29 @@ class ProcVLM:
             )
         return next(iter(query.frames.items()))
 
+    @property
+    def _direct(self) -> bool:
+        return self._options.mode == "direct"
+
+    def _generate(self, prompts: Sequence[Prompt]) -> list[Score]:
+        limit = self._options.max_new_tokens
+        answers = self._engine.generate(
+            prompts,
+            max_new_tokens=min(limit, _DIRECT_TOKENS) if self._direct else limit,
+            stop=(STOP, DIRECT_COMPLETE if self._direct else NUMBER_COMPLETE),
+        )
+        return [self._read(answer) for answer in answers]
+
     def _read(self, answer: Generation) -> Score:
-        text = answer.text
-        if self._options.mode == "direct":
-            text = DIRECT_PREFIX + text
-        reading = read_progress(text, finished=answer.finished)
-        details = {"tokens": float(len(answer.tokens))}
+        if answer.error:
+            return Score(reason=answer.error, mode=self._options.label)
+        text = DIRECT_PREFIX + answer.text if self._direct else answer.text
+        return self._written(text, finished=answer.finished, tokens=len(answer.tokens))
+
+    def _written(self, text: str, *, finished: bool, tokens: int) -> Score:
+        """Read the number that stands in the text."""
+        reading = read_progress(text, finished=finished)
+        details = {"tokens": float(tokens)}
         if reading.clamped and reading.percent is not None:
             details["clamped"] = 1.0
             # Bounded, since a model may write four hundred digits and JSON knows no infinity.
@@ -184,6 +247,30 @@ class ProcVLM:
             progress=reading.progress,
             text=text,
             reason=reading.reason,
-            mode=self._options.mode,
+            mode=self._options.label,
             details=details,
+        )
+
+    def _expect(self, prompts: Sequence[Prompt]) -> list[Score]:
+        readings = self._engine.read_number(
+            prompts, lead=LEAD, max_new_tokens=self._options.max_new_tokens
+        )
+        return [self._expected(reading) for reading in readings]
+
+    def _expected(self, reading: NumberReading) -> Score:
+        """Read the number that the probabilities give."""
+        text = DIRECT_PREFIX if self._direct else reading.text
+        if not self._direct and LEAD not in text:
+            # Nowhere to expect a number, but the words may still say it, as they may when greedy.
+            finished = reading.finished or reading.tokens < self._options.max_new_tokens
+            return self._written(text, finished=finished, tokens=reading.tokens)
+        details = {"tokens": float(reading.tokens), "number_mass": reading.mass}
+        if reading.value is None or reading.mass < self._options.min_number_mass:
+            return Score(text=text, reason="no_number", mode=self._options.label, details=details)
+        return Score(
+            progress=min(max(reading.value / 100.0, 0.0), 1.0),
+            spread=reading.spread / 100.0,
+            text=text,
+            mode=self._options.label,
+            details={**details, "percent": reading.value},
         )

@@ -2,8 +2,10 @@
 
 The prompt is the published one (``evqa/templates/procedural_c.txt`` in ProcVLM/ProcVLM), word for
 word: the model was trained on it. Answers end in ``<progress>84.13%</progress>``. The number is
-read as upstream reads it (first match, always a percentage, clamped); a few spellings that the
-model is known to produce are read as well. A number that is not in the text is never made up.
+read as upstream reads it (first match, always a percentage, clamped), but in ASCII digits only; a
+few spellings that the model is known to produce are read as well, and so is a number whose ``%``
+ends the answer, since answers are stopped there. A number that is not in the text, or not whole, is
+never made up.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import re
 from dataclasses import dataclass
 
 __all__ = [
+    "DIRECT_COMPLETE",
     "DIRECT_PREFIX",
+    "LEAD",
+    "NUMBER_COMPLETE",
     "PROMPT",
     "STOP",
     "Reading",
@@ -31,19 +36,30 @@ PROMPT = (
 STOP = "</progress>"
 """Nothing after it matters."""
 
-DIRECT_PREFIX = "Therefore, the estimated progress is <progress>"
+LEAD = "<progress>"
+"""What stands directly in front of the number."""
+
+DIRECT_PREFIX = f"Therefore, the estimated progress is {LEAD}"
 """What mode ``direct`` puts in the assistant's mouth: the last line of every trained answer."""
 
-_LEAD = DIRECT_PREFIX.removesuffix("<progress>").strip()
+_NUMBER = r"[+-]?[0-9]+(?:\.[0-9]+)?"
 
-_UPSTREAM = re.compile(
-    r"<progress>\s*([+-]?\d+(?:\.\d+)?)\s*%?\s*</progress>", re.IGNORECASE | re.DOTALL
-)
+DIRECT_COMPLETE = re.compile(rf"{_NUMBER}\s*%", re.ASCII)
+"""Ends an answer that began behind the tag: no digit can follow."""
+
+NUMBER_COMPLETE = re.compile(rf"{LEAD}\s*{_NUMBER}\s*%", re.ASCII | re.IGNORECASE)
+"""Ends an answer: the number is whole, and only the closing tag is missing."""
+
+_LEAD_IN = DIRECT_PREFIX.removesuffix(LEAD).strip()
+
+_UPSTREAM = re.compile(rf"{LEAD}\s*({_NUMBER})\s*(?:%\s*)?{STOP}", re.IGNORECASE)
+_UNCLOSED = re.compile(rf"{LEAD}\s*({_NUMBER})\s*%\s*\Z", re.IGNORECASE)
 # The model sometimes breaks its tags: "\< progr ess>84%\</ progress >".
 _SPACED = r"[ \t]*".join("progress")
 _OPEN = rf"\\?<[ \t]*{_SPACED}[ \t]*\\?>"
 _CLOSE = rf"\\?<[ \t]*\\?/[ \t]*{_SPACED}[ \t]*\\?>"
-_TOLERANT = re.compile(rf"{_OPEN}\s*([+-]?\d+(?:\.\d+)?)\s*\\?%?\s*{_CLOSE}", re.IGNORECASE)
+_TOLERANT = re.compile(rf"{_OPEN}\s*({_NUMBER})\s*(?:(?:\\?%|\\)\s*)?{_CLOSE}", re.IGNORECASE)
+_SPELLINGS = ((_UPSTREAM, "tag"), (_UNCLOSED, "tag"), (_TOLERANT, "malformed_tag"))
 _ANY_TAG = re.compile(rf"{_OPEN}|{_CLOSE}", re.IGNORECASE)
 
 # Finished answers without a tag open with one of these; a condition ("when ...") must not follow.
@@ -100,7 +116,8 @@ def read_progress(text: str, *, finished: bool = True) -> Reading:
     Args:
         text: The answer, any string.
         finished: Whether the answer ended by itself. One that was cut off by the token limit can
-            still hold a complete tag, but says nothing by its words alone.
+            still hold a whole number, with its tag or at least its ``%`` behind it, but says
+            nothing by its words alone.
 
     Returns:
         The progress, or why there is none.
@@ -108,10 +125,12 @@ def read_progress(text: str, *, finished: bool = True) -> Reading:
     Example:
         >>> read_progress("1. lift\n<progress>84%</progress>.").progress
         0.84
-        >>> read_progress("1. reach", finished=False).reason
+        >>> read_progress("1. lift\n<progress>84%").progress
+        0.84
+        >>> read_progress("1. reach\n<progress>8", finished=False).reason
         'truncated'
     """
-    for pattern, source in ((_UPSTREAM, "tag"), (_TOLERANT, "malformed_tag")):
+    for pattern, source in _SPELLINGS:
         match = pattern.search(text)
         if match:
             percent = float(match.group(1))
@@ -136,4 +155,4 @@ def reasoning_of(text: str) -> str:
     """
     match = _ANY_TAG.search(text)
     before = text[: match.start()] if match else text
-    return before.strip().removesuffix(_LEAD).strip()
+    return before.strip().removesuffix(_LEAD_IN).strip()

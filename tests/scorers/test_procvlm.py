@@ -1,28 +1,32 @@
 from __future__ import annotations
 
 import json
-import random
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from procreward.config import ScorerConfig
-from procreward.engine import Clip, EndTokens, Generation, LabelNLL, Prompt
+from procreward.engine import (
+    Clip,
+    EndTokens,
+    Generation,
+    LabelNLL,
+    NumberReading,
+    Prompt,
+    Stop,
+)
 from procreward.errors import ConfigError, InstructionError, ModelNotFoundError, UnknownNameError
 from procreward.scorers.procvlm import ProcVLM, ProcVLMOptions
 from procreward.scorers.procvlm_text import (
+    DIRECT_COMPLETE,
     DIRECT_PREFIX,
+    NUMBER_COMPLETE,
     procvlm_prompt,
-    read_progress,
-    reasoning_of,
 )
-from procreward.types import Query, Scorer
+from procreward.types import Query, Score, Scorer
 from tests.tiny import save_tiny
 
 UNFINISHED = (
@@ -31,177 +35,21 @@ UNFINISHED = (
 )
 
 
-FRAGMENTS = (
-    *("<progress>", "<progress>", "</progress>", "</progress>", "<", ">", "\\", "/", "%"),
-    *("\\< progr ess>", "progr ess", " ", "\n", "8", "-", ".", "12", "1.", "٣", "²", "é"),
-    *("the task is finished", "because", "Image shows the final result"),
-)
-
-
-def check_reading(text: str, *, finished: bool) -> str:
-    """Whatever the text: a number that is in it, or a reason."""
-    reading = read_progress(text, finished=finished)
-    assert (reading.progress is None) == (reading.reason != "")
-    if reading.progress is None:
-        assert reading.reason == ("unparsable" if finished else "truncated")
-    elif reading.source == "finished_text":
-        assert finished
-        assert reading.progress == 1.0
-    else:
-        assert 0.0 <= reading.progress <= 1.0
-        written = [float(number) for number in re.findall(r"[+-]?\d+(?:\.\d+)?", text)]
-        assert reading.percent in written
-    assert reasoning_of(text) in text
-    return reading.source
-
-
-class TestPrompt:
-    def test_it_is_the_published_one(self) -> None:
-        assert procvlm_prompt("lift the {red} cube") == (
-            'Given the recent observation and the task "lift the {red} cube", first infer the '
-            "remaining atomic actions required to complete the task. Then estimate the current "
-            "completion percentage and output it as a float wrapped by <progress> tags."
-        )
-
-
-class TestReading:
-    @pytest.mark.parametrize(
-        ("text", "progress"),
-        [
-            (UNFINISHED, 0.8413),
-            ("<progress>0%</progress>", 0.0),
-            ("<progress>100%</progress>.", 1.0),
-            ("<PROGRESS> 12 % </Progress>", 0.12),
-            ("<progress>0.5</progress>", 0.005),
-            ("<progress>+7.5%</progress>", 0.075),
-            ("<progress>10%</progress> or <progress>90%</progress>", 0.1),
-            ("<progress>\n50.\n</progress> <progress>20%</progress>", 0.2),
-        ],
-    )
-    def test_tags_are_read_as_upstream_does(self, text: str, progress: float) -> None:
-        reading = read_progress(text)
-        assert reading.progress == pytest.approx(progress)
-        assert reading.source == "tag"
-        assert not reading.clamped
-
-    @pytest.mark.parametrize(
-        ("text", "progress", "percent"),
-        [
-            ("<progress>120%</progress>", 1.0, 120.0),
-            ("<progress>-3%</progress>", 0.0, -3.0),
-            (f"<progress>{'9' * 400}%</progress>", 1.0, float("inf")),
-        ],
-    )
-    def test_numbers_outside_are_clamped_and_noted(
-        self, text: str, progress: float, percent: float
-    ) -> None:
-        reading = read_progress(text)
-        assert (reading.progress, reading.percent, reading.clamped) == (progress, percent, True)
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            r"\< progr ess>84.13%\</ progress >",
-            "< progress >84.13 %</ progress>",
-            r"\<progress\>84.13\%\</progress\>",
-            "<p r o g r e s s>84.13%< / progress>",
-        ],
-    )
-    def test_broken_tags_are_read(self, text: str) -> None:
-        reading = read_progress("left: lift. " + text)
-        assert (reading.progress, reading.source) == (pytest.approx(0.8413), "malformed_tag")
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "this task is finished because the cube is in the air",
-            "The task is completed.",
-            "The cube is up.\nThe task is already done!",
-            "So, the task is complete",
-            "Image shows the final result. Reason: the drawer is closed.",
-            "the image shows the final result",
-        ],
-    )
-    def test_finished_texts_without_a_tag_are_complete(self, text: str) -> None:
-        reading = read_progress(text)
-        assert (reading.progress, reading.source) == (1.0, "finished_text")
-        assert read_progress(text, finished=False).reason == "truncated"
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "",
-            "84%",
-            "progress 84%",
-            "<progress>84%",
-            "<progress>eighty</progress>",
-            "<progress></progress>",
-            "<progress>8 4%</progress>",
-            "<progress>1e2</progress>",
-            "<progress>nan</progress>",
-            "The task is not finished because the cube lies on the table.",
-            "The task is finished when the cube is in the air.",
-            "The task is done as soon as the door is shut.",
-            "Is the task is finished? No",
-            "I cannot say whether the task is finished.",
-            "once the task is done.",
-            "The following actions are required: \n1. lift\nThe task is finished.",
-            "- lift the cube\nthe task is done.",
-            "<progress>84 The task is finished.",
-            "The task is finished 20%.",
-        ],
-    )
-    def test_a_number_that_is_not_there_is_not_made_up(self, text: str) -> None:
-        reading = read_progress(text)
-        assert (reading.progress, reading.reason) == (None, "unparsable")
-
-    def test_a_truncated_answer_with_a_whole_tag_counts(self) -> None:
-        assert read_progress(UNFINISHED, finished=False).progress == pytest.approx(0.8413)
-        assert read_progress(UNFINISHED[:-12], finished=False).reason == "truncated"
-
-    @settings(max_examples=200, deadline=None)
-    @given(text=st.text(), finished=st.booleans())
-    @example(text="<progress>٣%</progress>", finished=True)
-    def test_any_text_is_read_without_an_exception(self, text: str, finished: bool) -> None:
-        check_reading(text, finished=finished)
-
-    def test_thousands_of_shuffled_fragments_are_read_without_an_exception(self) -> None:
-        rng = random.Random(0)
-        sources = set()
-        for _ in range(6000):
-            text = "".join(rng.choices(FRAGMENTS, k=rng.randrange(12)))
-            sources.add(check_reading(text, finished=rng.random() < 0.7))
-        assert sources == {"", "tag", "malformed_tag", "finished_text"}
-
-    def test_long_texts_are_read_in_reasonable_time(self) -> None:
-        # Nested quantifiers would hang here rather than fail.
-        for text in (
-            "<" * 20_000,
-            "<progress>" * 5_000,
-            "<p " * 9_000,
-            "\n1 " * 20_000,
-            " " * 50_000,
-        ):
-            assert read_progress(text).progress is None
-
-    def test_the_reasoning_is_what_stands_before_the_number(self) -> None:
-        assert reasoning_of(UNFINISHED) == UNFINISHED.split("\nTherefore")[0]
-        assert reasoning_of("1. lift \\< progr ess>3%") == "1. lift"
-        assert reasoning_of(" no tag ") == "no tag"
-
-
 class EchoEngine:
-    """Answers with given generations and keeps what it was asked."""
+    """Gives the answers it was given and keeps what it was asked."""
 
-    def __init__(self, *answers: Generation) -> None:
+    def __init__(self, *answers: Generation | NumberReading) -> None:
         self.answers = list(answers)
-        self.calls: list[tuple[list[Prompt], int, tuple[str, ...]]] = []
+        self.calls: list[tuple[list[Prompt], int, Stop]] = []
+        self.leads: list[str] = []
+        self.released: list[str] = []
 
     def generate(
-        self, prompts: Sequence[Prompt], *, max_new_tokens: int, stop: tuple[str, ...] = ()
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, stop: Stop = ()
     ) -> list[Generation]:
         self.calls.append((list(prompts), max_new_tokens, stop))
-        return [self.answers.pop(0) for _ in prompts]
+        answers = [self.answers.pop(0) for _ in prompts]
+        return [answer for answer in answers if isinstance(answer, Generation)]
 
     def label_nll(
         self,
@@ -212,18 +60,48 @@ class EchoEngine:
     ) -> LabelNLL:
         raise NotImplementedError
 
+    def read_number(
+        self, prompts: Sequence[Prompt], *, lead: str, max_new_tokens: int, largest: float = 100.0
+    ) -> list[NumberReading]:
+        assert largest == 100.0
+        self.calls.append((list(prompts), max_new_tokens, ()))
+        self.leads.append(lead)
+        answers = [self.answers.pop(0) for _ in prompts]
+        return [answer for answer in answers if isinstance(answer, NumberReading)]
+
+    def release(self, streams: Iterable[str]) -> None:
+        self.released += streams
+
 
 def said(text: str, *, finished: bool = True) -> Generation:
     return Generation(text=text, tokens=tuple(range(len(text.split()))), finished=finished)
 
 
-def query(views: Sequence[str] = ("agentview",), instruction: str = "lift the cube") -> Query:
+def read(
+    value: float | None,
+    *,
+    text: str = "",
+    spread: float = 4.0,
+    mass: float = 1.0,
+    tokens: int = 0,
+    finished: bool = True,
+) -> NumberReading:
+    return NumberReading(
+        text=text, tokens=tokens, value=value, spread=spread, mass=mass, finished=finished
+    )
+
+
+def query(
+    views: Sequence[str] = ("agentview",),
+    instruction: str = "lift the cube",
+    stream: str = "episode-1",
+) -> Query:
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     return Query(
         frames=dict.fromkeys(views, frames),
         instruction=instruction,
         frame_steps=(0, 4, 8),
-        stream="episode-1",
+        stream=stream,
     )
 
 
@@ -237,7 +115,9 @@ class TestScoring:
         assert not clip.video
         assert clip.keys == tuple(("episode-1", "agentview", step) for step in (0, 4, 8))
         assert text == procvlm_prompt("lift the cube")
-        assert (prompts[0].assistant_prefix, limit, stop) == ("", 256, ("</progress>",))
+        assert (prompts[0].assistant_prefix, limit) == ("", 256)
+        assert stop == ("</progress>", NUMBER_COMPLETE)
+        assert prompts[0].stream == "episode-1/agentview"
         assert score.progress == pytest.approx(0.8413)
         assert (score.text, score.mode, score.reason) == (UNFINISHED, "reasoning", "")
         assert (score.success_prob, score.complete) == (None, None)
@@ -247,20 +127,50 @@ class TestScoring:
         ProcVLM(engine, ProcVLMOptions(image_order="text_first")).score([query()])
         assert isinstance(engine.calls[0][0][0].parts[0], str)
 
-    def test_direct_mode_begins_the_last_line(self) -> None:
-        engine = EchoEngine(said("42.5%</progress>"))
-        (score,) = ProcVLM(engine, ProcVLMOptions(mode="direct")).score([query()])
-        ((prompts, limit, _),) = engine.calls
+    def test_an_answer_that_stops_behind_the_number_is_whole(self) -> None:
+        text = UNFINISHED.removesuffix("</progress>.")
+        (score,) = ProcVLM(EchoEngine(said(text))).score([query()])
+        assert score.progress == pytest.approx(0.8413)
+        assert score.text == text
+        assert "malformed_tag" not in score.details
+
+    def test_a_query_of_no_stream_names_nothing(self) -> None:
+        engine = EchoEngine(said(UNFINISHED))
+        ProcVLM(engine).score([query(stream="")])
+        prompt = engine.calls[0][0][0]
+        assert prompt.stream is None
+        assert isinstance(prompt.parts[0], Clip)
+        assert prompt.parts[0].keys is None
+
+    def test_direct_greedy_begins_the_last_line(self) -> None:
+        engine = EchoEngine(said("42.5%"))
+        scorer = ProcVLM(engine, ProcVLMOptions(mode="direct", readout="greedy"))
+        (score,) = scorer.score([query()])
+        ((prompts, limit, stop),) = engine.calls
         assert prompts[0].assistant_prefix == DIRECT_PREFIX
-        assert limit == 16
-        assert (score.progress, score.mode) == (0.425, "direct")
-        assert score.text == "Therefore, the estimated progress is <progress>42.5%</progress>"
+        assert (limit, stop) == (16, ("</progress>", DIRECT_COMPLETE))
+        assert (score.progress, score.mode, score.spread) == (0.425, "direct+greedy", None)
+        assert score.text == "Therefore, the estimated progress is <progress>42.5%"
+
+    def test_released_streams_are_passed_on(self) -> None:
+        engine = EchoEngine()
+        ProcVLM(engine).release(["episode-1", "episode-2"])
+        assert engine.released == ["episode-1", "episode-2"]
 
     def test_invalid_answers_say_why(self) -> None:
         engine = EchoEngine(said("1. lift", finished=False), said("no idea"))
         scores = ProcVLM(engine).score([query(), query()])
         assert [score.valid for score in scores] == [False, False]
         assert [score.reason for score in scores] == ["truncated", "unparsable"]
+
+    def test_an_engine_without_an_answer_says_why(self) -> None:
+        silent = Generation(text="", tokens=(), finished=False, error="timeout")
+        scores = ProcVLM(EchoEngine(silent, said("<progress>1%"))).score([query()] * 2)
+        assert [score.reason for score in scores] == ["timeout", ""]
+        (score,) = ProcVLM(
+            EchoEngine(silent), ProcVLMOptions(mode="direct", readout="greedy")
+        ).score([query()])
+        assert (score.reason, score.text, score.mode) == ("timeout", "", "direct+greedy")
 
     def test_unusual_readings_are_noted(self) -> None:
         engine = EchoEngine(
@@ -305,7 +215,9 @@ class TestScoring:
         [
             ({"mode": "fast"}, "`mode` must be one of 'reasoning', 'direct'"),
             ({"image_order": "mixed"}, "image_order"),
-            ({"engine": "vllm"}, "engine"),
+            ({"engine": "small"}, "engine"),
+            ({"readout": "both"}, "`readout` must be one of 'auto', 'greedy', 'expectation'"),
+            ({"min_number_mass": 1.5}, "min_number_mass"),
             ({"max_new_tokens": 0}, "max_new_tokens"),
             ({"batch_size": 1.5}, "batch_size"),
             ({"max_pixels": 10}, "max_pixels"),
@@ -316,6 +228,110 @@ class TestScoring:
             ProcVLMOptions(**options)
 
 
+class TestExpectation:
+    def ask(self, reading: NumberReading, **options: Any) -> tuple[Score, EchoEngine]:
+        engine = EchoEngine(reading)
+        (score,) = ProcVLM(engine, ProcVLMOptions(**options)).score([query()])
+        return score, engine
+
+    def test_direct_reads_the_number_off_the_probabilities(self) -> None:
+        score, engine = self.ask(read(37.25, spread=12.5, mass=0.9), mode="direct")
+        ((prompts, limit, _),) = engine.calls
+        assert prompts[0].assistant_prefix == DIRECT_PREFIX
+        assert prompts[0].stream == "episode-1/agentview"
+        assert (engine.leads, limit) == (["<progress>"], 256)
+        assert score == Score(
+            progress=0.3725,
+            spread=0.125,
+            text="Therefore, the estimated progress is <progress>",
+            mode="direct",
+            details={"tokens": 0.0, "number_mass": 0.9, "percent": 37.25},
+        )
+
+    def test_reasoning_then_expectation_keeps_the_words_as_they_are(self) -> None:
+        text = "1. lift\nTherefore, the estimated progress is <progress>"
+        score, engine = self.ask(
+            read(84.0, text=text, tokens=9), readout="expectation", max_new_tokens=40
+        )
+        ((prompts, limit, _),) = engine.calls
+        assert (prompts[0].assistant_prefix, limit) == ("", 40)
+        assert (score.progress, score.spread, score.text) == (0.84, 0.04, text)
+        assert (score.mode, score.details["tokens"]) == ("reasoning+expectation", 9.0)
+
+    @pytest.mark.parametrize(
+        ("value", "mass", "least", "valid"),
+        [
+            (50.0, 0.5, 0.5, True),
+            (50.0, 0.49, 0.5, False),
+            (50.0, 0.01, 0.0, True),
+            (50.0, 0.99, 1.0, False),
+            (None, 0.0, 0.0, False),
+        ],
+    )
+    def test_a_number_that_hardly_follows_is_none(
+        self, value: float | None, mass: float, least: float, valid: bool
+    ) -> None:
+        score, _ = self.ask(read(value, mass=mass), mode="direct", min_number_mass=least)
+        assert score.valid is valid
+        assert score.reason == ("" if valid else "no_number")
+        assert score.details["number_mass"] == mass
+        assert ("percent" in score.details) is valid
+
+    @pytest.mark.parametrize("value", [100.00000001, -1e-9])
+    def test_rounding_does_not_leave_the_range(self, value: float) -> None:
+        score, _ = self.ask(read(value), mode="direct")
+        assert score.progress in (0.0, 1.0)
+
+    @pytest.mark.parametrize(
+        ("text", "tokens", "progress", "reason"),
+        [
+            ("1. lift\n2. la", 40, None, "truncated"),
+            ("I do not know.", 4, None, "unparsable"),
+            ("The task is finished because the cube is up.", 9, 1.0, ""),
+            ("The task is finished because the cube is up.", 40, None, "truncated"),
+            (r"\< progr ess>7%\</ progress >", 9, 0.07, ""),
+        ],
+    )
+    def test_where_the_tag_never_comes_the_words_are_read(
+        self, text: str, tokens: int, progress: float | None, reason: str
+    ) -> None:
+        reading = read(None, text=text, tokens=tokens, mass=0.0, finished=False)
+        score, _ = self.ask(reading, readout="expectation", max_new_tokens=40)
+        assert (score.progress, score.reason, score.spread) == (progress, reason, None)
+        assert score.text == text
+
+    def test_batches_keep_the_order(self) -> None:
+        engine = EchoEngine(*[read(10.0 * number) for number in range(5)])
+        scores = ProcVLM(engine, ProcVLMOptions(mode="direct", batch_size=2)).score([query()] * 5)
+        assert [score.progress for score in scores] == [0.0, 0.1, 0.2, 0.3, 0.4]
+        assert [len(call[0]) for call in engine.calls] == [2, 2, 1]
+
+    @pytest.mark.parametrize(
+        ("mode", "readout", "label", "least"),
+        [
+            ("reasoning", "auto", "reasoning", None),
+            ("reasoning", "greedy", "reasoning", None),
+            ("reasoning", "expectation", "reasoning+expectation", 0.5),
+            ("direct", "auto", "direct", 0.5),
+            ("direct", "expectation", "direct", 0.5),
+            ("direct", "greedy", "direct+greedy", None),
+        ],
+    )
+    def test_every_pair_of_mode_and_readout_says_what_it_is(
+        self, mode: Any, readout: Any, label: str, least: float | None
+    ) -> None:
+        options = ProcVLMOptions(mode=mode, readout=readout)
+        reading = read(50.0, text="<progress>")
+        engine = EchoEngine(reading if options.expects else said("<progress>50%"))
+        scorer = ProcVLM(engine, options)
+        (score,) = scorer.score([query()])
+        assert (score.mode, score.progress) == (label, 0.5)
+        account = scorer.describe()
+        assert account["mode"] == mode
+        assert account["readout"] == ("greedy" if least is None else "expectation")
+        assert account["min_number_mass"] == least
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("scorers") / "model")
@@ -323,14 +339,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestFromConfig:
     @pytest.mark.parametrize("mode", ["reasoning", "direct"])
-    def test_a_real_model_answers_alike_on_both_engines(self, folder: Path, mode: str) -> None:
+    def test_a_real_model_answers_alike_on_all_engines(self, folder: Path, mode: str) -> None:
         scores = []
-        for engine in ("auto", "small", "plain", "reference"):
-            config = ScorerConfig(
-                name="procvlm",
-                model=str(folder),
-                options={"mode": mode, "max_new_tokens": 12, "engine": engine},
-            )
+        for engine in ("auto", "fast", "strict", "reference"):
+            options: dict[str, Any] = {"mode": mode, "readout": "greedy"}
+            options |= {"max_new_tokens": 12, "engine": engine}
+            config = ScorerConfig(name="procvlm", model=str(folder), options=options)
             scorer = ProcVLM.from_config(config)
             assert isinstance(scorer, Scorer)
             scores.append(scorer.score([query(), query(instruction="open the drawer")]))
