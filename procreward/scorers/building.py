@@ -77,6 +77,7 @@ def build_engine(
     config: ScorerConfig,
     engine: str,
     *,
+    min_pixels: int | None = None,
     max_pixels: int | None = None,
     frame_size: tuple[int, int] | None = None,
     video_layout: VideoLayout = "4.57",
@@ -86,6 +87,7 @@ def build_engine(
     Args:
         config: What the user configured.
         engine: One of :data:`ENGINES`.
+        min_pixels: Smallest image area instead of the checkpoint's own, or None.
         max_pixels: Upper bound put on the checkpoint's own largest image area, or None.
         frame_size: ``(width, height)`` every frame must have, or None for the checkpoint's own.
         video_layout: How videos are written into the prompt.
@@ -112,7 +114,7 @@ def build_engine(
         adapter=config.adapter,
         revision=config.revision,
     )
-    image_config = _limit(loaded.image_config, max_pixels, frame_size)
+    image_config = _limit(loaded.image_config, min_pixels, max_pixels, frame_size)
     loaded = replace(loaded, image_config=image_config)
     built = _make(engine, loaded, video_layout)
     account: dict[str, object] = {
@@ -184,8 +186,14 @@ def _make(name: str, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:
 
 
 def _limit(
-    config: PreprocessConfig, max_pixels: int | None, frame_size: tuple[int, int] | None
+    config: PreprocessConfig,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    frame_size: tuple[int, int] | None,
 ) -> PreprocessConfig:
+    if min_pixels is not None:
+        largest = max(config.max_pixels, min_pixels)
+        config = replace(config, min_pixels=min_pixels, max_pixels=largest)
     if max_pixels is not None:
         largest = max(min(config.max_pixels, max_pixels), config.min_pixels)
         config = replace(config, max_pixels=largest)
