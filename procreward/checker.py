@@ -131,6 +131,7 @@ class CompletionChecker:
         """
         if instruction is not None:
             self._instruction = check_instruction(instruction)
+        self._runner.release(self._stream.end())
         self._outcome = None
 
     def push(self, frames: Frame | Mapping[str, Frame]) -> None:

@@ -3,6 +3,7 @@
 * :func:`register_scorer`, :func:`scorer_names` - a name for a ``"module:Class"``.
 * :func:`resolve` - whatever names a scorer, made into a light :class:`ScorerHandle`.
 * :func:`get_scorer` - the built scorer of a handle; loads weights at the first call only.
+* :func:`built_scorer` - the same if it has been built, without building it.
 
 A handle is JSON-able and cheap to copy, so that constructors, environment specs and worker
 processes carry handles, never models. Third parties add scorers in the entry-point group
@@ -37,6 +38,7 @@ from procreward.types import Scorer
 
 __all__ = [
     "ScorerHandle",
+    "built_scorer",
     "clear_scorers",
     "get_scorer",
     "register_scorer",
@@ -236,6 +238,19 @@ def get_scorer(handle: ScorerHandle) -> Scorer:
             logger.info("building scorer %s", handle.key)
             _built[handle.key] = _build(handle.config)
         return _built[handle.key]
+
+
+def built_scorer(handle: ScorerHandle) -> Scorer | None:
+    """Return the scorer of a handle if this process has it; builds nothing.
+
+    Args:
+        handle: Whose scorer.
+
+    Returns:
+        The scorer, or None while nobody has asked it anything.
+    """
+    with _lock:
+        return (_live if handle.key.startswith(LIVE_PREFIX) else _built).get(handle.key)
 
 
 def _get_live(key: str) -> Scorer:

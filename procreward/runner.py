@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from procreward.errors import ModelError, ProcrewardError, ScorerError, ScorerFailedError
-from procreward.registry import ScorerHandle, get_scorer
+from procreward.registry import ScorerHandle, built_scorer, get_scorer
 from procreward.types import Query, Score
 
 __all__ = ["Answer", "DueQuery", "Failure", "QueryRunner", "QueryStats", "Role"]
@@ -146,6 +146,21 @@ class QueryRunner:
                 got = self._ask(role, [dues[place].query for place in places])
                 answers.update(zip(places, got, strict=True))
         return [answers[place] for place in range(len(dues))]
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Tell the models that streams have ended, those that want to know; builds none of them.
+
+        Args:
+            streams: Names of the streams, as in :attr:`procreward.types.Query.stream`.
+        """
+        names = tuple(streams)
+        if not names:
+            return
+        # Scorer and judge may be one model.
+        for handle in {handle.key: handle for handle in self._handles.values()}.values():
+            release = getattr(built_scorer(handle), "release", None)
+            if callable(release):
+                release(names)
 
     def _ask(self, role: Role, queries: list[Query]) -> list[Answer]:
         scorer = get_scorer(self._handles[role])

@@ -180,7 +180,8 @@ class EpisodeStream:
 
     Every step is two calls, in this order: :meth:`begin` or :meth:`advance`, which return the
     queries that are due (often none), then :meth:`apply` with their answers. Episodes follow each
-    other in one stream; nothing of the last one is left after :meth:`begin`.
+    other in one stream; nothing of the last one is left after :meth:`begin`. Before that, and when
+    the last one is over, :meth:`end` names what models may forget.
 
     Example:
         >>> import numpy as np
@@ -265,6 +266,18 @@ class EpisodeStream:
             self._changes.reset()
         self._start(0)
         return self._ask(frames)
+
+    def end(self) -> tuple[str, ...]:
+        """Part with the episode's stream, for :meth:`procreward.runner.QueryRunner.release`.
+
+        Queries from here to the next :meth:`begin` belong to no stream.
+
+        Returns:
+            The stream's name, or nothing when there is no episode or its stream was parted with.
+        """
+        ended = (self._stream,) if self._stream else ()
+        self._stream = ""
+        return ended
 
     def wants_frame(self, step: int, *, ended: bool = False) -> bool:
         """Tell whether :meth:`advance` needs the frames of a step.

@@ -141,6 +141,12 @@ class Scorer(Protocol):
 
     Implementations hold no state about episodes; whatever they cache is keyed by
     ``Query.stream``. Building one may load weights, so builders run at the first query only.
+
+    A scorer that caches may have one more method, ``release(streams: Iterable[str]) -> None``. It
+    is called with the names of episodes that have ended (at the next reset, or when the environment
+    is closed), after their last query, also for names that it was never asked about. It is no part
+    of the protocol: a scorer without it is left alone, and one with it must bound its caches
+    nonetheless, since an interrupted process releases nothing.
     """
 
     def score(self, queries: Sequence[Query]) -> list[Score]:

@@ -126,14 +126,17 @@ def score_video(
 def _score(video: VideoReader, path: str, instruction: str, plan: StreamPlan) -> list[VideoRecord]:
     stream, runner = EpisodeStream(plan, fps=video.fps), plan.runner()
     records: list[VideoRecord] = []
-    for index, (frame, last) in enumerate(_with_last(iter(video))):
-        if index == 0:
-            dues = stream.begin({VIEW: frame}, instruction)
-        else:
-            dues = stream.advance({VIEW: frame}, index, truncated=last)
-        outcome = stream.apply(runner.run(dues))
-        if dues:
-            records.append(_record(path, stream, dues[0], outcome, len(records), video.fps))
+    try:
+        for index, (frame, last) in enumerate(_with_last(iter(video))):
+            if index == 0:
+                dues = stream.begin({VIEW: frame}, instruction)
+            else:
+                dues = stream.advance({VIEW: frame}, index, truncated=last)
+            outcome = stream.apply(runner.run(dues))
+            if dues:
+                records.append(_record(path, stream, dues[0], outcome, len(records), video.fps))
+    finally:
+        runner.release(stream.end())
     return records
 
 

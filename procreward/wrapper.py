@@ -236,7 +236,9 @@ class ProgressReward(
             instruction = check_instruction(own["instruction"], "the reset option 'instruction'")
         else:
             instruction = self._instruction.read(self.env, obs, info)
-        dues = self._stream.begin(self._frames(obs), instruction)
+        frames = self._frames(obs)
+        self._runner.release(self._stream.end())
+        dues = self._stream.begin(frames, instruction)
         outcome = self._settle(dues)
         return obs, {**info, INFO_KEY: _entry(outcome, env_reward=0.0)}
 
@@ -275,9 +277,13 @@ class ProgressReward(
         return obs, reward, outcome.terminated, outcome.truncated, info
 
     def close(self) -> None:
-        """Close the environment, once. Scorers are shared and stay."""
-        if not self._closed:
-            self._closed = True
+        """Close the environment, once. Scorers are shared and stay, but forget the episode."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._runner.release(self._stream.end())
+        finally:
             super().close()
 
     def _frames(self, obs: ObsType) -> dict[str, Frame]:
