@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "PreprocessConfig",
     "check_frames",
     "load_preprocess_config",
+    "preprocess_groups",
     "preprocess_images",
     "preprocess_video",
     "smart_resize",
@@ -153,14 +155,22 @@ class Patches:
     """What the vision tower reads.
 
     Attributes:
-        pixel_values: ``(count * t * h * w, 3 * temporal * patch * patch) float32``, about [-1, 1].
+        taps: ``(count * t * h * w, 3, 1 | temporal, patch * patch) float32``, about [-1, 1]; a
+            picture that stands still has one tap for all its moments.
+        temporal: Frames in one patch.
         grid: ``(t, h, w)`` in patches of each of the pictures (or of the one video).
         count: Number of pictures (1 for a video).
     """
 
-    pixel_values: torch.Tensor
+    taps: torch.Tensor
+    temporal: int
     grid: tuple[int, int, int]
     count: int
+
+    @property
+    def pixel_values(self) -> torch.Tensor:
+        """The taps as transformers wants them, ``(patches, 3 * temporal * patch * patch)``."""
+        return self.taps.expand(-1, -1, self.temporal, -1).reshape(len(self.taps), -1)
 
     @property
     def grid_thw(self) -> torch.Tensor:
@@ -233,12 +243,16 @@ def video_resize(
     return _fit(height, width, high, wide, num_frames, rounded, factor, min_pixels, max_pixels)
 
 
-def preprocess_images(frames: Frames, config: PreprocessConfig) -> Patches:
+def preprocess_images(
+    frames: Frames, config: PreprocessConfig, *, device: torch.device | None = None
+) -> Patches:
     """Turn frames into patches, each frame a picture of its own.
 
     Args:
         frames: ``(num_frames, height, width, 3) uint8``, upright RGB.
         config: How.
+        device: Where the patches are wanted; None for the CPU. Resizing stays on the CPU, where it
+            is exact.
 
     Returns:
         The patches, picture after picture, each with grid ``(1, rows, columns)``.
@@ -246,19 +260,21 @@ def preprocess_images(frames: Frames, config: PreprocessConfig) -> Patches:
     Raises:
         FrameError: If the frames have another dtype, shape or size than the model expects.
     """
-    pixels = _prepare(frames, config)
+    check_frames(frames, config)
     _, rows, columns = config.image_grid(frames.shape[1], frames.shape[2])
-    pixels = _resize(pixels, rows * config.patch, columns * config.patch)
-    flat = _patchify(_normalise(pixels, config)[:, None], config)
-    return Patches(pixel_values=flat, grid=(1, rows, columns), count=len(frames))
+    taps = _taps(frames, 1, rows, columns, config, device)
+    return Patches(taps=taps, temporal=config.temporal, grid=(1, rows, columns), count=len(frames))
 
 
-def preprocess_video(frames: Frames, config: PreprocessConfig) -> Patches:
+def preprocess_video(
+    frames: Frames, config: PreprocessConfig, *, device: torch.device | None = None
+) -> Patches:
     """Turn frames into the patches of one video; an odd last frame is repeated.
 
     Args:
         frames: ``(num_frames, height, width, 3) uint8``, upright RGB, oldest first.
         config: How; the ``video_*`` budget counts.
+        device: As for :func:`preprocess_images`.
 
     Returns:
         The patches with grid ``(ceil(num_frames / temporal), rows, columns)``.
@@ -266,12 +282,41 @@ def preprocess_video(frames: Frames, config: PreprocessConfig) -> Patches:
     Raises:
         FrameError: If the frames have another dtype, shape or size than the model expects.
     """
-    pixels = _prepare(frames, config)
-    grid = config.video_grid(*frames.shape[:3])
-    pixels = _resize(pixels, grid[1] * config.patch, grid[2] * config.patch)
-    pixels = _normalise(_repeat_last(pixels, config.temporal), config)
-    flat = _patchify(pixels.reshape(grid[0], config.temporal, *pixels.shape[1:]), config)
-    return Patches(pixel_values=flat, grid=grid, count=1)
+    check_frames(frames, config)
+    _, rows, columns = config.video_grid(*frames.shape[:3])
+    missing = -len(frames) % config.temporal
+    if missing:
+        frames = np.concatenate((frames, np.repeat(frames[-1:], missing, axis=0)))
+    return preprocess_groups(frames, rows, columns, config, device=device)
+
+
+def preprocess_groups(
+    frames: Frames,
+    rows: int,
+    columns: int,
+    config: PreprocessConfig,
+    *,
+    device: torch.device | None = None,
+) -> Patches:
+    """Turn groups of frames, each one moment of a video, into patches of a given grid.
+
+    Args:
+        frames: ``(groups * temporal, height, width, 3) uint8``, group after group.
+        rows: Height of the grid in patches.
+        columns: Width of the grid in patches.
+        config: How; its budgets do not count.
+        device: As for :func:`preprocess_images`.
+
+    Returns:
+        The patches with grid ``(groups, rows, columns)``.
+
+    Raises:
+        FrameError: If the frames have another dtype, shape or size than the model expects.
+    """
+    check_frames(frames, config)
+    taps = _taps(frames, config.temporal, rows, columns, config, device)
+    grid = (len(frames) // config.temporal, rows, columns)
+    return Patches(taps=taps, temporal=config.temporal, grid=grid, count=1)
 
 
 def load_preprocess_config(folder: str | Path) -> PreprocessConfig:
@@ -389,21 +434,29 @@ def check_frames(frames: Frames, config: PreprocessConfig) -> None:
             )
 
 
-def _prepare(frames: Frames, config: PreprocessConfig) -> torch.Tensor:
-    """Check and crop; returns ``(num_frames, 3, height, width) uint8``, not contiguous."""
-    check_frames(frames, config)
+def _taps(
+    frames: Frames,
+    moments: int,
+    rows: int,
+    columns: int,
+    config: PreprocessConfig,
+    device: torch.device | None,
+) -> torch.Tensor:
+    """Checked frames to :attr:`Patches.taps`; ``moments`` frames make up one patch."""
     if config.crop is not None:
         top, left, high, wide = config.crop
         frames = frames[:, top : top + high, left : left + wide]
-    # A copy: torch warns about read-only arrays, and the caller may reuse the buffer.
-    return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2)
-
-
-def _repeat_last(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
-    missing = -len(pixels) % multiple
-    if missing == 0:
-        return pixels
-    return torch.cat((pixels, pixels[-1:].expand(missing, -1, -1, -1)))
+    if not frames.flags.writeable:
+        frames = frames.copy()  # torch warns about arrays that it must not write to
+    pixels = _resize(
+        torch.from_numpy(frames).permute(0, 3, 1, 2), rows * config.patch, columns * config.patch
+    )
+    if device is not None and device.type != "cpu":
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(device, non_blocking=True)
+    # Bytes are cheaper to bring into planes than floats.
+    return _patchify(_normalise(pixels.contiguous(), config), moments, config)
 
 
 def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -415,20 +468,30 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _normalise(pixels: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
-    # Mean and deviation are scaled instead of the pixels, as the GPU backend does.
-    mean = torch.tensor(config.mean, dtype=torch.float32).mul_(_RESCALE)
-    std = torch.tensor(config.std, dtype=torch.float32).mul_(_RESCALE)
-    return pixels.float().sub_(mean[:, None, None]).div_(std[:, None, None])
+    mean, std = _scaled(config.mean, config.std, pixels.device)
+    return pixels.float().sub_(mean).div_(std)
 
 
-def _patchify(groups: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
-    """``(count, 1 | temporal, 3, height, width)`` to rows in the order the tower merges them."""
-    count, _, channels, height, width = groups.shape
-    groups = groups.expand(-1, config.temporal, -1, -1, -1)
+@lru_cache(maxsize=16)
+def _scaled(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Mean and deviation for pixels in [0, 255]; one number each where channels do not differ."""
+    # They are scaled instead of the pixels, as the GPU backend does.
+    scaled = [torch.tensor(values, dtype=torch.float32).mul_(_RESCALE) for values in (mean, std)]
+    # Only the CPU divides by a number; CUDA multiplies by its inverse, which rounds otherwise.
+    if device.type == "cpu" and len(set(mean)) == len(set(std)) == 1:
+        return float(scaled[0][0]), float(scaled[1][0])
+    return scaled[0][:, None, None].to(device), scaled[1][:, None, None].to(device)
+
+
+def _patchify(pixels: torch.Tensor, moments: int, config: PreprocessConfig) -> torch.Tensor:
+    """``(count, 3, height, width)`` to patches in the order in which the tower merges them."""
+    count, channels, height, width = pixels.shape
     rows, columns = height // config.factor, width // config.factor
-    patches = groups.reshape(
-        count,
-        config.temporal,
+    patches = pixels.view(
+        count // moments,
+        moments,
         channels,
         rows,
         config.merge,
@@ -438,4 +501,4 @@ def _patchify(groups: torch.Tensor, config: PreprocessConfig) -> torch.Tensor:
         config.patch,
     )
     patches = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return patches.reshape(-1, channels * config.temporal * config.patch * config.patch)
+    return patches.reshape(-1, channels, moments, config.patch**2)

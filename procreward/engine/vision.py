@@ -1,0 +1,357 @@
+"""The vision tower: patches to what the language model sees of them.
+
+transformers attends picture by picture in a Python loop and rebuilds its position tables on every
+call. Here all pictures of one size share one attention call per layer and their tables are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from procreward.checks import check_int
+from procreward.engine.loading import LoadedModel
+from procreward.engine.preprocess import Patches
+from procreward.errors import ArchitectureError
+
+__all__ = ["Features", "VisionTower"]
+
+_MAX_PATCHES = {"cpu": 4096, "cuda": 32_768}
+_Operator = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """What a vision tower makes of pictures.
+
+    Attributes:
+        levels: ``(1 + num_deepstack, tokens, hidden)``: the embeddings, then what is added to the
+            language model's hidden states after its first, second, ... layer.
+    """
+
+    levels: torch.Tensor
+
+    @property
+    def embeds(self) -> torch.Tensor:
+        """The embeddings, ``(tokens, hidden)``."""
+        return self.levels[0]
+
+    @property
+    def deepstack(self) -> tuple[torch.Tensor, ...]:
+        """The deepstack features, each ``(tokens, hidden)``; none for Qwen2.5-VL."""
+        return self.levels[1:].unbind(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.levels.nbytes
+
+    def __len__(self) -> int:
+        return self.levels.shape[1]
+
+    def split(self, counts: Sequence[int]) -> list[Features]:
+        """Cut into pieces that share the memory.
+
+        Args:
+            counts: Tokens of each piece; they add up to all tokens.
+
+        Returns:
+            The pieces in order.
+        """
+        return [Features(piece) for piece in torch.split(self.levels, list(counts), dim=1)]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Features]) -> Features:
+        """Join pieces.
+
+        Args:
+            parts: At least one.
+
+        Returns:
+            All their tokens in order; the piece itself when there is one only.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        return cls(torch.cat([part.levels for part in parts], dim=1))
+
+
+class VisionTower:
+    """Encodes pictures as the model's own vision tower does.
+
+    Towers that attend within a picture only (Qwen3-VL and its mixture of experts) are run batch by
+    batch; any other (Qwen2.5-VL with its windows) is called as it is. Calls from several threads
+    are safe: the model is only read. Its weights must not change afterwards.
+
+    Args:
+        loaded: The model.
+        exact: Whether to use the very operators of the tower, so that the result is equal to the
+            last bit (float32, on the CPU); otherwise faster ones that round differently.
+        max_patches: Patches that are encoded at once; None for a number that suits the device.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, exact: bool, max_patches: int | None = None) -> None:
+        device = loaded.device.type
+        if max_patches is None:
+            max_patches = _MAX_PATCHES.get(device, _MAX_PATCHES["cpu"])
+        check_int("max_patches", max_patches, least=1)
+        self._max_patches = max_patches
+        tower = loaded.model.model.visual
+        self._merge = int(tower.spatial_merge_size) ** 2
+        self._run: _PictureTower | _WindowTower
+        if hasattr(tower, "deepstack_merger_list"):
+            self._run = _PictureTower(tower, exact)
+        else:
+            self._run = _WindowTower(tower)
+
+    @torch.inference_mode()
+    def encode(self, patches: Sequence[Patches]) -> list[Features]:
+        """Encode pictures and clips.
+
+        Args:
+            patches: Any number of them, on any device.
+
+        Returns:
+            The features of each, in order, on the model's device.
+
+        Raises:
+            ArchitectureError: If the model's tower returns something unknown.
+        """
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index, patch in enumerate(patches):
+            alike.setdefault(patch.grid[1:], []).append(index)
+        result: list[Any] = [None] * len(patches)
+        for size, members in alike.items():
+            taps = _join([patches[index] for index in members])
+            counts = [len(patches[index].taps) // self._merge for index in members]
+            features = Features(self._encode(taps, patches[members[0]].temporal, size))
+            for index, piece in zip(members, features.split(counts), strict=True):
+                result[index] = piece
+        return result
+
+    def _encode(self, taps: torch.Tensor, temporal: int, size: tuple[int, int]) -> torch.Tensor:
+        tokens = size[0] * size[1]
+        step = max(1, self._max_patches // tokens) * tokens
+        if len(taps) <= step:
+            return self._run(taps, temporal, size)
+        return torch.cat(
+            [self._run(part, temporal, size) for part in torch.split(taps, step)], dim=1
+        )
+
+
+def _join(patches: Sequence[Patches]) -> torch.Tensor:
+    if len(patches) == 1:
+        return patches[0].taps
+    moments = max(patch.taps.shape[2] for patch in patches)
+    return torch.cat([patch.taps.expand(-1, -1, moments, -1) for patch in patches])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tables:
+    """What depends on a picture's size only.
+
+    Attributes:
+        places: ``(tokens, hidden)`` learned position embeddings.
+        cos: ``(tokens, 1, head_dim) float32`` rotary factors.
+        sin: The same.
+        signed: The sines, their first half negated.
+    """
+
+    places: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    signed: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """A layer's operators."""
+
+    norm1: _Operator
+    qkv: _Operator
+    proj: _Operator
+    scale: float
+    norm2: _Operator
+    fc1: _Operator
+    act: _Operator
+    fc2: _Operator
+    merger: _Operator | None
+
+
+class _PictureTower:
+    """Qwen3-VL: attention within one picture, features of some layers beside the last one's."""
+
+    def __init__(self, tower: Any, exact: bool) -> None:
+        self._tower = tower
+        self._exact = exact
+        self._heads = int(tower.config.num_heads)
+        self._conv = tower.patch_embed.proj
+        self._weight = self._conv.weight.flatten(1)
+        # A picture that stands still meets the sum of the weights of all moments.
+        self._still = self._conv.weight.sum(dim=2).flatten(1)
+        levels = list(tower.deepstack_visual_indexes)
+        mergers = dict(zip(levels, tower.deepstack_merger_list, strict=True))
+        self._blocks = [
+            _Block(
+                norm1=_operator(block.norm1),
+                qkv=_operator(block.attn.qkv),
+                proj=_operator(block.attn.proj),
+                scale=block.attn.scaling,
+                norm2=_operator(block.norm2),
+                fc1=_operator(block.mlp.linear_fc1),
+                act=block.mlp.act_fn,
+                fc2=_operator(block.mlp.linear_fc2),
+                merger=mergers.get(number),
+            )
+            for number, block in enumerate(tower.blocks)
+        ]
+        self._tables: dict[tuple[int, int], _Tables] = {}
+
+    def __call__(self, taps: torch.Tensor, temporal: int, size: tuple[int, int]) -> torch.Tensor:
+        tables = self._tables.get(size)
+        if tables is None:
+            tables = self._tables[size] = _measure(self._tower, size)
+        tokens = size[0] * size[1]
+        hidden = self._embed(taps, temporal).view(-1, tokens, tables.places.shape[-1])
+        hidden = hidden + tables.places
+        deepstack = []
+        for block in self._blocks:
+            hidden = hidden + block.proj(self._attend(block, block.norm1(hidden), tables))
+            hidden = hidden + block.fc2(block.act(block.fc1(block.norm2(hidden))))
+            if block.merger is not None:
+                deepstack.append(block.merger(hidden.view(-1, hidden.shape[-1])))
+        merged = self._tower.merger(hidden.view(-1, hidden.shape[-1]))
+        return torch.stack([merged, *deepstack])
+
+    def _embed(self, taps: torch.Tensor, temporal: int) -> torch.Tensor:
+        weight = self._conv.weight
+        taps = taps.to(weight.device, weight.dtype)
+        if self._exact:
+            # The tower's own operator; as a matrix product it would round differently.
+            pixels = taps.expand(-1, -1, temporal, -1)
+            return self._conv(pixels.reshape(-1, *weight.shape[1:])).view(len(taps), -1)  # type: ignore[no-any-return]
+        if taps.shape[2] == temporal:
+            return functional.linear(taps.flatten(1), self._weight, self._conv.bias)
+        if weight.dtype == torch.float32:
+            return functional.linear(taps.flatten(1), self._still, self._conv.bias)
+        pixels = taps.expand(-1, -1, temporal, -1).reshape(len(taps), -1)
+        return functional.linear(pixels, self._weight, self._conv.bias)
+
+    def _attend(self, block: _Block, normed: torch.Tensor, tables: _Tables) -> torch.Tensor:
+        count, tokens, _ = normed.shape
+        mixed = block.qkv(normed).view(count, tokens, 3, self._heads, -1)
+        value = mixed[:, :, 2]
+        if self._exact:
+            query = _rotate(mixed[:, :, 0], tables)
+            key = _rotate(mixed[:, :, 1], tables)
+        else:
+            both = mixed[:, :, :2].float()
+            turned = both.roll(both.shape[-1] // 2, -1)
+            cos, sin = tables.cos[:, None], tables.signed[:, None]
+            query, key = torch.addcmul(both * cos, turned, sin).to(mixed.dtype).unbind(2)
+        seen = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=block.scale
+        )
+        return seen.transpose(1, 2).reshape(count, tokens, -1)
+
+
+class _WindowTower:
+    """Qwen2.5-VL: attention in windows, called as the model does."""
+
+    def __init__(self, tower: Any) -> None:
+        self._tower = tower
+        self._merge = int(tower.spatial_merge_size) ** 2
+
+    def __call__(self, taps: torch.Tensor, temporal: int, size: tuple[int, int]) -> torch.Tensor:
+        weight = self._tower.patch_embed.proj.weight
+        pixels = taps.to(weight.device, weight.dtype).expand(-1, -1, temporal, -1)
+        tokens = size[0] * size[1]
+        grid = torch.tensor([[1, *size]] * (len(taps) // tokens), device=weight.device)
+        output = self._tower(pixels.reshape(len(taps), -1), grid_thw=grid)
+        return _merged(output, len(taps) // self._merge)[None]
+
+
+def _merged(output: Any, tokens: int) -> torch.Tensor:
+    """Find the merged embeddings in what a tower of some version of transformers returns."""
+    candidates = [output, getattr(output, "pooler_output", None)]
+    candidates += list(output) if isinstance(output, tuple) else []
+    candidates.append(getattr(output, "last_hidden_state", None))
+    for candidate in candidates:
+        if isinstance(candidate, torch.Tensor) and len(candidate) == tokens:
+            return candidate
+    raise ArchitectureError(
+        f"The vision tower must return {tokens} merged embeddings, got a {type(output).__name__}. "
+        "This version of transformers is not supported; use engine='reference'."
+    )
+
+
+def _rotate(states: torch.Tensor, tables: _Tables) -> torch.Tensor:
+    """Turn queries or keys exactly as the tower does, in float32."""
+    wide = states.float()
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return ((wide * tables.cos) + (turned * tables.sin)).to(states.dtype)
+
+
+def _operator(module: Any) -> _Operator:
+    """A layer as a function; plain layers without the cost of a module call."""
+    if type(module) is torch.nn.Linear:
+        return partial(functional.linear, weight=module.weight, bias=module.bias)
+    if type(module) is torch.nn.LayerNorm:
+        return partial(
+            functional.layer_norm,
+            normalized_shape=module.normalized_shape,
+            weight=module.weight,
+            bias=module.bias,
+            eps=module.eps,
+        )
+    return module  # type: ignore[no-any-return]
+
+
+class _Blank(torch.nn.Module):
+    """Stands in for the patch embedding: no picture at all."""
+
+    def __init__(self, hidden: int, like: torch.Tensor) -> None:
+        super().__init__()
+        self._hidden, self._like = hidden, like
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._like.new_zeros(len(pixels), self._hidden)
+
+
+class _Probe(torch.nn.Module):
+    """Stands in for the layers: keeps what enters the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: tuple[torch.Tensor, Any] | None = None
+
+    def forward(self, hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
+        self.seen = (hidden_states, named["position_embeddings"])
+        return hidden_states
+
+
+def _measure(tower: Any, size: tuple[int, int]) -> _Tables:
+    """Read a size's tables off the tower itself: what enters its first layer for no picture."""
+    weight = tower.patch_embed.proj.weight
+    probe = _Probe()
+    # A shallow twin, so that nobody who uses the tower meanwhile sees the stand-ins.
+    twin = copy.copy(tower)
+    stand_ins = {
+        "patch_embed": _Blank(weight.shape[0], weight.detach()),
+        "blocks": torch.nn.ModuleList([probe]),
+    }
+    twin.__dict__["_modules"] = {**tower._modules, **stand_ins}
+    pixels = weight.new_zeros(size[0] * size[1], weight[0].numel())
+    twin(pixels, grid_thw=torch.tensor([[1, *size]], device=weight.device))
+    assert probe.seen is not None
+    places, (cos, sin) = probe.seen
+    cos, sin = cos.float()[:, None], sin.float()[:, None]
+    half = sin.shape[-1] // 2
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+    return _Tables(places=places.clone(), cos=cos, sin=sin, signed=signed)
