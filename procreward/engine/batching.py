@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from procreward.checks import check_int
 from procreward.errors import ConfigError, ModelError
 
-__all__ = ["MicroBatcher", "TokenBudget", "memory_error", "plan_batch"]
+__all__ = ["MicroBatcher", "TokenBudget", "memory_error", "memory_guard", "plan_batch"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,6 +216,24 @@ def plan_batch(
     if equal_from is not None and longest >= equal_from:
         size = min(size, sum(cost == costs[0] for cost in costs))
     return min(size, len(costs))
+
+
+@contextmanager
+def memory_guard(device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into our own error, for work that is not split.
+
+    Args:
+        device: Where the work runs.
+
+    Raises:
+        ModelError: If the work does not fit.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        raise memory_error(device, error) from error
 
 
 def memory_error(device: torch.device, error: Exception) -> ModelError:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procreward.engine.batching import MicroBatcher, TokenBudget, plan_batch
+from procreward.engine.batching import MicroBatcher, TokenBudget, memory_guard, plan_batch
 from procreward.errors import ConfigError, ModelError
 
 CPU = torch.device("cpu")
@@ -81,6 +81,16 @@ def test_a_torch_error_of_the_cpu_allocator_counts_as_out_of_memory() -> None:
 
     with pytest.raises(ModelError, match="fewer or smaller frames"):
         MicroBatcher[int, int](CPU).run([1, 2], [1, 1], call)
+
+
+def test_work_that_is_not_split_raises_our_error() -> None:
+    with (
+        pytest.raises(ModelError, match="Not enough memory on cpu for this batch: tried"),
+        memory_guard(CPU),
+    ):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+    with pytest.raises(RuntimeError, match="shapes differ"), memory_guard(CPU):
+        raise RuntimeError("shapes differ")
 
 
 def test_other_errors_pass_unchanged() -> None:
