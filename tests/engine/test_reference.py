@@ -213,3 +213,9 @@ def test_wrong_arguments_are_refused(reference: ReferenceEngine) -> None:
         reference.read_number([IMAGES], lead="<progress>", max_new_tokens=0)
     with pytest.raises(ConfigError, match="largest"):
         reference.read_number([IMAGES], lead="<progress>", max_new_tokens=1, largest=-1.0)
+
+
+def test_texts_are_cut_behind_the_stop_that_ends_first() -> None:
+    assert cut_at_stop("a 84.13% b", (re.compile(r"\d+\.\d\d"), "%")) == "a 84.13"
+    assert cut_at_stop("a 84.13% b", (re.compile(r"\d.*b"), "4")) == "a 84"
+    assert cut_at_stop("abc", (re.compile(r"\d"), "x")) == "abc"
