@@ -52,7 +52,7 @@ ENTRY_POINT_GROUP = "procreward.scorers"
 LIVE_PREFIX = "live:"
 MODEL_SCORER = "procvlm"
 """Scorer and preset defaults of a bare model folder or hub id."""
-PRESET_OF = {"procvlm": "procvlm-2b"}
+PRESET_OF = {"procvlm": "procvlm-2b", "topreward": "topreward-qwen3-vl-8b"}
 """Presets of scorers whose preset has another name than they."""
 
 _BUILT_IN = {
@@ -60,6 +60,7 @@ _BUILT_IN = {
     "constant": "procreward.scorers.constant:Constant",
     "procvlm": "procreward.scorers.procvlm:ProcVLM",
     "scripted": "procreward.scorers.scripted:Scripted",
+    "topreward": "procreward.scorers.topreward:TOPReward",
 }
 _registered: dict[str, str] = {}
 _built: dict[str, Scorer] = {}
