@@ -67,6 +67,9 @@ ViewsSpec: TypeAlias = "str | Sequence[str]"
 
 DEFAULT_COMPLETE_THRESHOLD = 0.95
 
+QUANTIZATIONS = ("none", "nf4", "auto")
+"""What :attr:`ScorerConfig.quantization` may be."""
+
 CompleteMode: TypeAlias = Literal["info", "terminate", "truncate"]
 """What completion does to an episode."""
 
@@ -95,11 +98,15 @@ class ScorerConfig:
     Attributes:
         name: Registered scorer, such as ``"procvlm"`` or ``"constant"``.
         model: ``"nano"`` (embedded), a local folder, or a hub id; None for scorers without weights.
-        adapter: Folder or hub id of a PEFT adapter that is merged at load, or None.
+        adapter: Folder or hub id of a PEFT adapter, or None.
         revision: Hub commit or tag that is pinned, or None.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         attention: ``"auto"``, ``"eager"``, ``"sdpa"`` or ``"flash_attention_2"``.
+        quantization: ``"none"``, ``"nf4"`` (4-bit; needs CUDA and bitsandbytes) or ``"auto"``
+            (nf4 where both are there).
+        merge_adapter: Whether the adapter is merged into the weights at load, or runs beside them
+            so that several adapters share one base in memory.
         options: Scorer-specific settings; anything JSON can hold.
 
     Raises:
@@ -113,6 +120,8 @@ class ScorerConfig:
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
+    quantization: str = "none"
+    merge_adapter: bool = True
     options: Mapping[str, JSON] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,6 +132,8 @@ class ScorerConfig:
             value = getattr(self, name)
             ok = value is None or (isinstance(value, str) and value != "")
             check(ok, name, "a non-empty string or None", value)
+        check_choice("quantization", self.quantization, QUANTIZATIONS)
+        check(isinstance(self.merge_adapter, bool), "merge_adapter", "a bool", self.merge_adapter)
         check(isinstance(self.options, Mapping), "options", "a mapping", self.options)
         try:
             json.dumps(as_json(self.options), allow_nan=False)

@@ -1,12 +1,9 @@
-"""Loads a Qwen3-VL model for inference and says which device, precision and attention it chose."""
+"""Loads a Qwen-VL model for inference and says which device, precision and attention it chose."""
 
 from __future__ import annotations
 
 import logging
-import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,17 +11,30 @@ from typing import Any
 
 import torch
 
-from procreward.checks import check_choice, check_int
+from procreward.engine.adapters import (
+    adapter_folder,
+    attach_adapter,
+    check_base_name,
+    merge_adapter,
+)
+from procreward.engine.devices import Quantization, Setup, choose_setup, move
 from procreward.engine.preprocess import PreprocessConfig, load_preprocess_config
-from procreward.engine.sources import check_adapter, check_model, resolve_source
-from procreward.errors import ArchitectureError, ConfigError, ModelError
+from procreward.engine.sources import (
+    FAMILIES,
+    Family,
+    check_adapter,
+    check_model,
+    family_of,
+    resolve_source,
+)
+from procreward.engine.weights import load_weights, shared_weights
+from procreward.errors import ArchitectureError, ModelError
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "adapter_place", "load_model", "load_tokenizer", "load_with_adapter"]
 
 logger = logging.getLogger(__name__)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-_GIB = 1024**3
+_DEFAULT_SYSTEM: Mapping[Family, str] = {"qwen2_5_vl": "You are a helpful assistant."}
+_CLASSES = {family: name for name, family in FAMILIES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,17 +42,22 @@ class LoadedModel:
     """A model ready for inference.
 
     Attributes:
-        model: ``transformers.Qwen3VLForConditionalGeneration``, in eval mode, without gradients.
+        model: The model, of transformers' class for its family, in eval mode, without gradients.
+            Its tensors may be shared with other models: never write to them.
         tokenizer: Its tokenizer.
         image_config: How frames become patches.
         device: Where it runs.
-        dtype: Precision of its weights.
+        dtype: Precision of its weights; of its computing, where they are quantised.
         attention: Name of transformers' attention implementation.
         reasons: Why each choice was made, by name.
         source: What the user named.
         revision: Commit of the hub repository, or None.
         adapter: What the user named as adapter, or None.
         end_ids: Tokens that end an answer.
+        family: What kind of model it is.
+        default_system: System turn that its chat template puts where there is none, or None.
+        quantization: How its weights are held.
+        merged: Whether the weights are the whole model; False when an adapter runs beside them.
     """
 
     model: Any
@@ -56,6 +71,10 @@ class LoadedModel:
     revision: str | None
     adapter: str | None
     end_ids: tuple[int, ...]
+    family: Family = "qwen3_vl"
+    default_system: str | None = None
+    quantization: Quantization = "none"
+    merged: bool = True
 
 
 def load_model(
@@ -64,15 +83,18 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attention: str = "auto",
+    quantization: str = "none",
     adapter: str | None = None,
+    merge_adapter: bool = True,
     revision: str | None = None,
     local_files_only: bool | None = None,
     threads: int | None = None,
 ) -> LoadedModel:
-    """Load a Qwen3-VL model and, if asked, merge a LoRA adapter into it.
+    """Load a Qwen3-VL, Qwen3-VL-MoE or Qwen2.5-VL model and, if asked, a LoRA adapter.
 
     Weights are read from safetensors only and no code of the repository is run. The checkpoint's
-    sampling settings are ignored: answers are greedy.
+    sampling settings are ignored: answers are greedy. Weights that are not merged with an adapter
+    are read once per process and shared by all models made of them.
 
     Args:
         source: A local folder, a hub id (``owner/name``) or ``nano``.
@@ -80,7 +102,12 @@ def load_model(
         dtype: ``"auto"`` (bfloat16 on CUDA where supported, else float32), ``"float32"``,
             ``"bfloat16"`` or ``"float16"``.
         attention: ``"auto"`` (PyTorch's), ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        quantization: ``"none"``, ``"nf4"`` (4-bit normal floats with double quantisation; needs
+            CUDA and bitsandbytes) or ``"auto"`` (nf4 where both are there, else none).
         adapter: A folder or hub id of a LoRA adapter, or the name of a sub-folder of the model's.
+        merge_adapter: Whether the adapter is merged into the weights, which is fastest, or runs
+            beside them, so that several adapters share one base in memory. Never merged into
+            quantised weights: it was trained beside them.
         revision: Commit, tag or branch of a hub repository.
         local_files_only: Whether to use the hub's local cache only.
         threads: Torch threads of this process when the model runs on the CPU. None means 1,
@@ -92,109 +119,105 @@ def load_model(
 
     Raises:
         ModelNotFoundError: If model or adapter are absent.
-        ArchitectureError: If the model is not a Qwen3-VL, or the adapter is for another model.
+        ArchitectureError: If the model is of another family, or the adapter is for another model.
         UnsafeWeightsError: If the weights are in a pickle format only.
         ModelError: If it cannot be loaded: no network, broken file, not enough memory.
-        ConfigError: If an option has an unknown value.
+        ConfigError: If an option has an unknown value, or 4-bit weights cannot run here.
     """
     resolved = resolve_source(source, revision=revision, local_files_only=local_files_only)
-    check_model(resolved.folder)
-    adapter_folder = None
+    folder = resolved.folder
+    family = family_of(check_model(folder))
+    assert family is not None  # check_model has refused others
+    adapter_at = None
     if adapter is not None:
-        adapter_folder = _adapter_folder(adapter, resolved.folder, local_files_only)
-        check_adapter(adapter_folder)
-    reasons: dict[str, str] = {}
-    chosen_device = _choose_device(device, reasons)
-    chosen_dtype = _choose_dtype(dtype, chosen_device, reasons)
-    chosen_attention = _choose_attention(attention, reasons)
-    if chosen_device.type == "cpu":
-        _set_threads(threads, reasons)
-    tokenizer = _load_tokenizer(resolved.folder)
-    model = _load_weights(resolved.folder, chosen_dtype, chosen_attention)
-    _check_tokenizer(tokenizer, model.config, resolved.folder)
-    if adapter_folder is not None:
-        model = _merge_adapter(model, adapter_folder)
-        reasons["adapter"] = f"{adapter} merged into the weights"
-    model = _move(model, chosen_device).eval().requires_grad_(False)
+        adapter_at = adapter_folder(adapter, folder, local_files_only)
+        check_base_name(adapter_at, check_adapter(adapter_at), family)
+    setup = choose_setup(
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        quantization=quantization,
+        threads=threads,
+    )
+    tokenizer = load_tokenizer(folder)
+    image_config = load_preprocess_config(folder)
+    merge = merge_adapter and setup.quantization == "none"
+    model = load_with_adapter(folder, _CLASSES[family], setup, adapter_at, merge=merge)
+    _check_tokenizer(tokenizer, model.config, folder)
+    _check_image_config(image_config, model.config.vision_config, folder)
+    reasons = dict(setup.reasons)
+    if adapter is not None:
+        reasons["adapter"] = f"{adapter} {adapter_place(merge=merge, asked=merge_adapter)}"
     for name, reason in reasons.items():
         logger.info("%s: %s: %s", source, name, reason)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        image_config=load_preprocess_config(resolved.folder),
-        device=chosen_device,
-        dtype=chosen_dtype,
-        attention=chosen_attention,
+        image_config=image_config,
+        device=setup.device,
+        dtype=setup.dtype,
+        attention=setup.attention,
         reasons=MappingProxyType(reasons),
         source=source,
         revision=resolved.revision,
         adapter=adapter,
         end_ids=tuple(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])),
+        family=family,
+        default_system=_DEFAULT_SYSTEM.get(family),
+        quantization=setup.quantization,
+        merged=merge or adapter is None,
     )
 
 
-def _adapter_folder(adapter: str, folder: Path, local_files_only: bool | None) -> Path:
-    inside = folder / adapter
-    if Path(adapter).name == adapter and (inside / "adapter_config.json").is_file():
-        return inside
-    return resolve_source(adapter, local_files_only=local_files_only, setting="adapter").folder
+def load_with_adapter(
+    folder: Path, kind: str, setup: Setup, adapter: Path | None, *, merge: bool
+) -> Any:
+    """Read a model, or share one that is in memory, and merge or attach an adapter.
+
+    Args:
+        folder: The model folder, checked.
+        kind: Name of the class in transformers.
+        setup: How it is to run.
+        adapter: The adapter folder, checked, or None.
+        merge: Whether to merge; not for quantised weights.
+
+    Returns:
+        The model on its device, in eval mode, without gradients.
+
+    Raises:
+        ArchitectureError: If tensors are missing, or the adapter is for another model.
+        ModelError: If one of them cannot be read, or there is not enough memory.
+    """
+    if adapter is None:
+        return shared_weights(folder, kind, setup)
+    if not merge:
+        return attach_adapter(shared_weights(folder, kind, setup), adapter)
+    model = merge_adapter(load_weights(folder, kind, setup), adapter)
+    return move(model, setup.device).eval().requires_grad_(False)
 
 
-def _choose_device(device: str, reasons: dict[str, str]) -> torch.device:
-    available = torch.cuda.is_available()
-    if device == "auto":
-        name = "cuda" if available else "cpu"
-        reasons["device"] = f"{name} (auto: torch sees {'a' if available else 'no'} CUDA device)"
-        return torch.device(name)
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"`device` is {device!r}, but torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices. Use 'cpu' or install a CUDA build of torch."
-        )
-    reasons["device"] = f"{device} (as asked)"
-    return chosen
+def adapter_place(*, merge: bool, asked: bool) -> str:
+    """Say where an adapter is.
+
+    Args:
+        merge: Whether it was merged.
+        asked: Whether merging was asked for.
+    """
+    if merge:
+        return "merged into the weights"
+    why = "it was trained beside 4-bit weights" if asked else "as asked"
+    return f"runs beside the weights ({why})"
 
 
-def _choose_dtype(dtype: str, device: torch.device, reasons: dict[str, str]) -> torch.dtype:
-    check_choice("dtype", dtype, ("auto", *_DTYPES))
-    if dtype != "auto":
-        reasons["dtype"] = f"{dtype} (as asked)"
-        return _DTYPES[dtype]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        reasons["dtype"] = "bfloat16 (auto: the CUDA device supports it)"
-        return torch.bfloat16
-    where = "the CPU" if device.type == "cpu" else "a CUDA device without bfloat16"
-    reasons["dtype"] = f"float32 (auto: exact and fast enough on {where})"
-    return torch.float32
+def load_tokenizer(folder: Path) -> Any:
+    """Read a model's tokenizer.
 
+    Args:
+        folder: The model folder.
 
-def _choose_attention(attention: str, reasons: dict[str, str]) -> str:
-    check_choice("attention", attention, ("auto", *_ATTENTIONS))
-    if attention == "auto":
-        reasons["attention"] = "sdpa (auto: part of torch on every device)"
-        return "sdpa"
-    reasons["attention"] = f"{attention} (as asked)"
-    return attention
-
-
-def _set_threads(threads: int | None, reasons: dict[str, str]) -> None:
-    if threads is not None:
-        check_int("threads", threads, least=1)
-    if threads is None and os.environ.get("OMP_NUM_THREADS"):
-        reasons["threads"] = f"{torch.get_num_threads()} (OMP_NUM_THREADS)"
-        return
-    torch.set_num_threads(threads or 1)
-    why = "as asked" if threads is not None else "auto: one per process; `threads` changes it"
-    reasons["threads"] = f"{threads or 1} ({why})"
-
-
-def _load_tokenizer(folder: Path) -> Any:
+    Raises:
+        ModelError: If there is none or it is broken.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -204,33 +227,6 @@ def _load_tokenizer(folder: Path) -> Any:
             f"The tokenizer in {folder} could not be loaded: {type(error).__name__}: {error}. "
             "Copy tokenizer.json (or vocab.json and merges.txt) beside the weights."
         ) from error
-
-
-def _load_weights(folder: Path, dtype: torch.dtype, attention: str) -> Any:
-    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
-
-    try:
-        with _quiet_loading():
-            model, info = Qwen3VLForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers raises many types for a broken checkpoint
-        raise ModelError(
-            f"The weights in {folder} could not be loaded: {type(error).__name__}: {error}"
-        ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ArchitectureError(
-            f"The weights in {folder} do not fit their config.json: {len(missing)} tensors are "
-            f"missing, such as {missing[0]}."
-        )
-    model.generation_config = GenerationConfig()
-    return model
 
 
 def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
@@ -253,81 +249,12 @@ def _check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _merge_adapter(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    _check_fit(model, folder)
-    try:
-        with warnings.catch_warnings():
-            # peft asks transformers for an attribute under its former name.
-            warnings.filterwarnings(
-                "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
-            )
-            return PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    except Exception as error:  # peft raises many types for a broken adapter
-        raise ModelError(
-            f"The adapter in {folder} could not be merged: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_fit(model: Any, folder: Path) -> None:
-    """Compare the adapter's shapes with the model's layers, for a clearer error than peft's."""
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / "adapter_model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"`{path}` could not be read: {error}") from error
-    modules = dict(model.named_modules())
-    for key, shape in shapes.items():
-        name, _, kind = key.removeprefix("base_model.model.").partition(".lora_")
-        if kind not in ("A.weight", "B.weight"):
-            continue
-        weight = getattr(modules.get(name), "weight", None)
-        if weight is None or weight.ndim != 2:
-            raise ArchitectureError(
-                f"The adapter in {folder} was trained on another model: this one has no layer "
-                f"{name}. Name the base model the adapter belongs to."
-            )
-        axis = 1 if kind == "A.weight" else 0
-        if shape[axis] != weight.shape[axis]:
-            raise ArchitectureError(
-                f"The adapter in {folder} was trained on another model: its {name} is "
-                f"{shape[axis]} wide, this model's is {weight.shape[axis]}. Name the base model "
-                "the adapter belongs to."
-            )
-
-
-def _move(model: Any, device: torch.device) -> Any:
-    if device.type == "cpu":
-        return model
-    needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    try:
-        return model.to(device)
-    except torch.cuda.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(device)
-        raise ModelError(_memory_message(device, needed, free, total)) from error
-
-
-def _memory_message(device: torch.device, needed: int, free: int, total: int) -> str:
-    return (
-        f"Not enough memory on {device}: the weights need {needed / _GIB:.1f} GiB, "
-        f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB are free. Close other programs, use "
-        "device='cpu' or a smaller model."
-    )
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Load without transformers' progress bars."""
-    from transformers.utils import logging as hf_logging
-
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+def _check_image_config(image: PreprocessConfig, vision: Any, folder: Path) -> None:
+    ours = (image.patch, image.merge, image.temporal)
+    theirs = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    if ours != theirs:
+        raise ArchitectureError(
+            f"The preprocessor_config.json in {folder} must have patch_size, merge_size and "
+            f"temporal_patch_size {theirs} as config.json does, got {ours}. Use the file that "
+            "belongs to the model."
+        )

@@ -8,27 +8,39 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from procreward.errors import ArchitectureError, ModelError, ModelNotFoundError, UnsafeWeightsError
 
 __all__ = [
-    "ARCHITECTURE",
+    "FAMILIES",
+    "Family",
     "ResolvedSource",
     "check_adapter",
+    "check_generic_model",
     "check_model",
+    "family_of",
     "read_json_object",
     "resolve_source",
 ]
 
-ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+Family: TypeAlias = Literal["qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"]
+"""A family of models that the engines of this package run themselves; its ``model_type``."""
+
+FAMILIES: Mapping[str, Family] = {
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+}
+"""Families by the name of their class in transformers."""
 
 logger = logging.getLogger(__name__)
 _EMBEDDED = {"nano": Path(__file__).parents[1] / "models" / "nano" / "weights"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+_ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_TIMEOUT_S = 10.0
 
@@ -95,7 +107,7 @@ def resolve_source(
 
 
 def check_model(folder: Path) -> dict[str, Any]:
-    """Check that a folder holds a Qwen3-VL model in safetensors.
+    """Check that a folder holds a model of one of :data:`FAMILIES` in safetensors.
 
     Args:
         folder: The model folder.
@@ -109,14 +121,48 @@ def check_model(folder: Path) -> dict[str, Any]:
         UnsafeWeightsError: If the weights are in a pickle format only.
     """
     config = _read_config(folder, "config.json", "model")
-    found = config.get("architectures") or [config.get("model_type") or "nothing"]
-    if ARCHITECTURE not in found:
+    if family_of(config) is None:
         raise ArchitectureError(
-            f"The model in {folder} must be a {ARCHITECTURE}, got {', '.join(map(str, found))}. "
-            "Use a Qwen3-VL checkpoint."
+            f"The model in {folder} must be one of {', '.join(FAMILIES)}, got {_named(config)}. "
+            "Use a Qwen3-VL or Qwen2.5-VL checkpoint; `engine: plain` runs any other model that "
+            "transformers knows as image-text-to-text."
         )
     _check_weights(folder, "model", "model")
     return config
+
+
+def check_generic_model(folder: Path) -> dict[str, Any]:
+    """Check that a folder holds a model of any architecture in safetensors.
+
+    Args:
+        folder: The model folder.
+
+    Returns:
+        The content of its ``config.json``.
+
+    Raises:
+        ModelNotFoundError: If the configuration or the weights are absent.
+        UnsafeWeightsError: If the weights are in a pickle format only.
+    """
+    config = _read_config(folder, "config.json", "model")
+    _check_weights(folder, "model", "model")
+    return config
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """Return the family of a model, or None when it is of none that we run ourselves.
+
+    Args:
+        config: The content of its ``config.json``.
+    """
+    for name in config.get("architectures") or ():
+        if name in FAMILIES:
+            return FAMILIES[name]
+    return None
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, config.get("architectures") or [config.get("model_type", "nothing")]))
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
@@ -137,7 +183,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ArchitectureError(
             f"The adapter in {folder} must be a LORA, got {config.get('peft_type')!r}. "
-            "Only LoRA adapters can be merged."
+            "Only LoRA adapters can be used."
         )
     _check_weights(folder, "adapter_model", "adapter")
     return config

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from procreward.engine import Clip, Prompt
-from procreward.engine.loading import LoadedModel, _memory_message, load_model
-from procreward.engine.plain import PlainEngine
+from procreward.engine.devices import memory_message
+from procreward.engine.loading import LoadedModel, load_model
+from procreward.engine.reference import ReferenceEngine
 from procreward.engine.sources import resolve_source
 from procreward.errors import (
     ArchitectureError,
@@ -112,7 +113,7 @@ def test_a_missing_gpu_is_said(tiny_folder: Path) -> None:
 
 
 def test_the_memory_message_says_needed_and_free() -> None:
-    message = _memory_message(torch.device("cuda"), 4 * 1024**3, 1024**3, 8 * 1024**3)
+    message = memory_message(torch.device("cuda"), 4 * 1024**3, 1024**3, 8 * 1024**3)
     assert "need 4.0 GiB, 1.0 of 8.0 GiB are free" in message
 
 
@@ -199,8 +200,8 @@ class TestAdapters:
         assert type(adapted.model) is type(loaded.model)
         assert adapted.adapter == str(tiny_adapter)
         assert "merged" in adapted.reasons["adapter"]
-        base = PlainEngine(loaded).label_nll([PROMPT], LABELS).nll
-        ours = PlainEngine(adapted).label_nll([PROMPT], LABELS).nll
+        base = ReferenceEngine(loaded).label_nll([PROMPT], LABELS).nll
+        ours = ReferenceEngine(adapted).label_nll([PROMPT], LABELS).nll
         assert abs(ours - base).max() > 1e-2
         fresh = load_model(str(tiny_folder))
         with warnings.catch_warnings():
@@ -388,7 +389,7 @@ def test_frames_reach_the_model_through_its_own_settings(tmp_path: Path) -> None
 
     own = {"frame_size": [128, 128], "crop": [0, 16, 96, 96]}
     loaded = load_model(str(save_tiny(tmp_path / "m", own=own)))
-    engine = PlainEngine(loaded)
+    engine = ReferenceEngine(loaded)
     frames = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(FrameError, match="trained on frames of 128x128"):
         engine.generate([Prompt(parts=(Clip(frames=frames), "a"))], max_new_tokens=1)
