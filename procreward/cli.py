@@ -6,6 +6,7 @@
     procreward verify env ID     check an environment, wrapped
     procreward verify scorer N   check a reward model
     procreward score VIDEO ...   progress along a video, as JSON lines
+    procreward check video ...   whether a task is completed in a video, as JSON lines
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
 status 1.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import tyro
 
+from procreward.check_video import CheckVideo
 from procreward.demo import DemoConfig
 from procreward.errors import ProcrewardError
 
@@ -86,10 +88,22 @@ class Score:
     """Width and height in pixels that frames are resized to; without it, as they are."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Judge whether a task is completed."""
+
+    # With a second option, hidden, the only one is a subcommand of its own.
+    what: (
+        Annotated[CheckVideo, tyro.conf.subcommand("video", prefix_name=False)]
+        | Annotated[None, tyro.conf.Suppress]
+    )
+
+
 _Command: TypeAlias = (
     Annotated[DemoConfig, tyro.conf.subcommand("demo", prefix_name=False)]
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
+    | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
 )
 
 
@@ -137,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _run(command: DemoConfig | Verify | Score) -> int:
+def _run(command: DemoConfig | Verify | Score | Check) -> int:
     """Run one command and return the exit status."""
     if isinstance(command, DemoConfig):
         from procreward.demo import run_demo
@@ -146,6 +160,12 @@ def _run(command: DemoConfig | Verify | Score) -> int:
         return 0
     if isinstance(command, Score):
         return _score(command)
+    if isinstance(command, Check):
+        from procreward.check_video import run_check_video
+
+        assert command.what is not None  # the hidden option
+        run_check_video(command.what, print)
+        return 0
     return _verify(command.what)
 
 

@@ -2,16 +2,20 @@
 
 The question and the scoring rule are those of the RoboCasa completion judge (a LoRA on
 Qwen3-VL-4B): per view the negative log-likelihood of each label divided by its number of tokens,
-averaged over the views; the smaller one wins. Dividing by the length favours the longer label
-(here ``not complete`` wins until ``complete`` has a probability of about 0.55), so the plain
+averaged over the views; the smaller one wins. Dividing by the length favours the longer label:
+seen by one view, ``complete`` wins only from a probability of 0.550 on if the tokens of the chat
+template count to a label, of 0.570 with the end token alone and of 0.618 with neither. So the plain
 log-odds are read as well and give ``Score.success_prob``.
+
+Nothing is resampled on the way to the model: it sees the frames it is given, told with their true
+times, counted from the clip's first frame.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,10 +24,17 @@ import numpy.typing as npt
 
 from procreward.checks import check, check_choice, check_frame_size, check_int, is_number
 from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
-from procreward.errors import ConfigError, FrameError, UnknownNameError
+from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
-from procreward.scorers.building import ENGINES, EngineName, build_engine, frame_keys, options_from
-from procreward.types import Frames, Query, Score
+from procreward.scorers.building import EngineOptions, build_engine, frame_keys, options_from
+from procreward.scorers.likelihood import (
+    SAMPLINGS,
+    Sampling,
+    fixed_length,
+    padded_frames,
+    sigmoid,
+)
+from procreward.types import Query, Score
 
 if TYPE_CHECKING:
     from procreward.config import ScorerConfig
@@ -41,7 +52,7 @@ LABELS = ("complete", "not complete")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeOptions:
+class JudgeOptions(EngineOptions):
     """Options of :class:`CompletionJudge`.
 
     Attributes:
@@ -56,15 +67,16 @@ class JudgeOptions:
             ``"log_odds"``.
         log_odds_threshold: With the rule ``"log_odds"``, log-odds from which on it is complete.
         fps: For a video, frames per second of the source; None takes the query's.
-        num_frames: Frames every query must hold (the RoboCasa adapter: 64), or None for any.
+        num_frames: Frames the model is shown in every query (the RoboCasa adapter: 64), or None
+            for as many as a query holds. A shorter clip is filled up by repeating its first frame,
+            which keeps its time; ``Score.details["padded_frames"]`` says how often.
+        sampling: What is shown of a clip with more frames than ``num_frames``: ``"last"``, its
+            newest frames, or ``"uniform"``, evenly spread ones with its first and last.
         frame_size: ``(width, height)`` every frame must have (the RoboCasa adapter: 224x224), or
             None for what the checkpoint demands. Frames are never resampled silently.
         video_layout: How a video is written: as transformers ``"4.57"`` or ``"5.x"`` does.
         allow_eye_in_hand: Whether wrist cameras may be used. In the published check a wrist camera
             was right in 5 of 16 cases.
-        batch_size: Queries scored in one batch.
-        engine: ``"auto"`` takes the engine for small models where it suits the model, else
-            ``"plain"``; ``"reference"`` is transformers' own forward pass.
     """
 
     views: Mapping[str, float] | Sequence[str] | None = None
@@ -75,24 +87,23 @@ class JudgeOptions:
     log_odds_threshold: float = 0.0
     fps: float | None = None
     num_frames: int | None = None
+    sampling: Sampling = "last"
     frame_size: tuple[int, int] | None = None
     video_layout: Literal["4.57", "5.x"] = "4.57"
     allow_eye_in_hand: bool = False
-    batch_size: int = 8
-    engine: EngineName = "auto"
 
     def __post_init__(self) -> None:
+        EngineOptions.__post_init__(self)
         check_choice("layout", self.layout, ("video", "images"))
         check_choice("media_order", self.media_order, ("media_first", "text_first"))
         check_choice("end_tokens", self.end_tokens, ("template", "eos", "none"))
         check_choice("rule", self.rule, ("normalised", "log_odds"))
         check_choice("video_layout", self.video_layout, ("4.57", "5.x"))
-        check_choice("engine", self.engine, ENGINES)
+        check_choice("sampling", self.sampling, SAMPLINGS)
         threshold = self.log_odds_threshold
         check(is_number(threshold), "log_odds_threshold", "a finite number", threshold)
         ok = self.fps is None or (is_number(self.fps) and self.fps > 0)
         check(ok, "fps", "above 0 or None", self.fps)
-        check_int("batch_size", self.batch_size, least=1)
         if self.num_frames is not None:
             check_int("num_frames", self.num_frames, least=1)
         if self.frame_size is not None:
@@ -172,11 +183,14 @@ class CompletionJudge:
             queries: Windows of one or more views with an instruction.
 
         Returns:
-            One score each, in order, with ``complete`` and ``success_prob`` but no progress.
+            One score each, in order, with ``complete`` and ``success_prob`` but no progress. The
+            details are the labels' normalised scores (``score_complete``, ``score_not_complete``:
+            smaller is likelier), ``log_odds`` in nats, ``frames``, ``padded_frames`` and per view
+            the likelihoods of both labels.
 
         Raises:
             ConfigError: If a view may not be used, or a video has no frame rate.
-            FrameError: If a clip is malformed or has another number of frames than ``num_frames``.
+            FrameError: If a clip is malformed or its frames have another size than demanded.
             InstructionError: If an instruction is empty.
             UnknownNameError: If a configured view is not in a query.
         """
@@ -184,6 +198,14 @@ class CompletionJudge:
         for start in range(0, len(queries), self._options.batch_size):
             scores += self._score_batch(queries[start : start + self._options.batch_size])
         return scores
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Forget what was kept for episodes that have ended.
+
+        Args:
+            streams: Their names, as in ``Query.stream``.
+        """
+        self._engine.release(streams)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""
@@ -195,6 +217,8 @@ class CompletionJudge:
             "layout": self._options.layout,
             "media_order": self._options.media_order,
             "video_layout": self._options.video_layout,
+            "num_frames": self._options.num_frames,
+            "sampling": self._options.sampling,
             "end_tokens": self._options.end_tokens,
             "rule": self._options.rule,
             "log_odds_threshold": self._options.log_odds_threshold,
@@ -203,22 +227,27 @@ class CompletionJudge:
         }
 
     def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
-        weights = [self._views(query) for query in queries]
+        fixed = [self._fixed(query) for query in queries]
+        weights = [self._views(query) for query in fixed]
         prompts = [
             self._prompt(query, view)
-            for query, chosen in zip(queries, weights, strict=True)
+            for query, chosen in zip(fixed, weights, strict=True)
             for view in chosen
         ]
         answer = self._engine.label_nll(prompts, LABELS, end_tokens=self._options.end_tokens)
         scores, start = [], 0
-        for chosen in weights:
+        for query, chosen in zip(fixed, weights, strict=True):
             nll = answer.nll[start : start + len(chosen)]
             start += len(chosen)
-            scores.append(self._judge(nll, answer, chosen))
+            scores.append(self._judge(query, nll, answer, chosen))
         return scores
 
-    def _views(self, query: Query) -> dict[str, float]:
+    def _fixed(self, query: Query) -> Query:
         check_query(query)
+        count = self._options.num_frames
+        return query if count is None else fixed_length(query, count, self._options.sampling)
+
+    def _views(self, query: Query) -> dict[str, float]:
         chosen = _weights(self._options.views if self._options.views else list(query.frames))
         for name in chosen:
             if name not in query.frames:
@@ -227,20 +256,12 @@ class CompletionJudge:
         return chosen
 
     def _prompt(self, query: Query, view: str) -> Prompt:
-        frames = query.frames[view]
-        expected = self._options.num_frames
-        if expected is not None and len(frames) != expected:
-            raise FrameError(
-                f"The judge expects clips of {expected} frames, got {len(frames)} of {view!r}. "
-                f"Set `window_frames={expected}`."
-            )
-        clip = self._clip(query, view, frames)
-        text = judge_prompt(query.instruction)
+        clip, text = self._clip(query, view), judge_prompt(query.instruction)
         first = self._options.media_order == "media_first"
         return Prompt(parts=(clip, text) if first else (text, clip))
 
-    def _clip(self, query: Query, view: str, frames: Frames) -> Clip:
-        keys = frame_keys(query, view)
+    def _clip(self, query: Query, view: str) -> Clip:
+        frames, keys = query.frames[view], frame_keys(query, view)
         if self._options.layout == "images":
             return Clip(frames=frames, keys=keys)
         # Times count from the clip's first frame, as they did in training.
@@ -249,7 +270,11 @@ class CompletionJudge:
         return Clip(frames=frames, video=True, frame_indices=indices, fps=fps, keys=keys)
 
     def _judge(
-        self, nll: npt.NDArray[np.float64], answer: LabelNLL, weights: Mapping[str, float]
+        self,
+        query: Query,
+        nll: npt.NDArray[np.float64],
+        answer: LabelNLL,
+        weights: Mapping[str, float],
     ) -> Score:
         share = np.asarray(list(weights.values()))
         lengths = np.asarray([len(tokens) for tokens in answer.tokens])
@@ -263,12 +288,14 @@ class CompletionJudge:
             "score_complete": float(normalised[0]),
             "score_not_complete": float(normalised[1]),
             "log_odds": log_odds,
+            "frames": float(len(query.frame_steps)),
+            "padded_frames": float(padded_frames(query)),
         }
         for name, (yes, no) in zip(weights, nll, strict=True):
             details[f"nll_complete/{name}"] = float(yes)
             details[f"nll_not_complete/{name}"] = float(no)
         return Score(
-            success_prob=_sigmoid(log_odds),
+            success_prob=sigmoid(log_odds),
             complete=complete,
             text=LABELS[0] if complete else LABELS[1],
             mode=self._options.rule,
@@ -300,10 +327,3 @@ def _weights(views: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
             f"got {raw!r}."
         )
     return {name: weight / total for name, weight in raw.items()}
-
-
-def _sigmoid(value: float) -> float:
-    if value >= 0:
-        return 1.0 / (1.0 + math.exp(-value))
-    odds = math.exp(value)
-    return odds / (1.0 + odds)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -177,6 +177,14 @@ class TOPReward:
         for start in range(0, len(queries), size):
             scores += self._score_batch(queries[start : start + size])
         return scores
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Forget what was kept for episodes that have ended.
+
+        Args:
+            streams: Their names, as in ``Query.stream``.
+        """
+        self._engine.release(streams)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""

@@ -31,6 +31,7 @@ class TableEngine:
     def __init__(self, *rows: tuple[float, float]) -> None:
         self.rows = list(rows)
         self.calls: list[tuple[list[Prompt], tuple[str, ...], str]] = []
+        self.released: list[str] = []
 
     def label_nll(
         self, prompts: Sequence[Prompt], labels: Sequence[str], *, end_tokens: EndTokens = "eos"
@@ -50,7 +51,7 @@ class TableEngine:
         raise NotImplementedError
 
     def release(self, streams: Iterable[str]) -> None:
-        raise NotImplementedError
+        self.released += streams
 
 
 def query(
@@ -169,6 +170,11 @@ class TestAsking:
         scores = TOPReward(engine, TOPRewardOptions(batch_size=2)).score([query()] * 5)
         assert [len(prompts) for prompts, _, _ in engine.calls] == [2, 2, 1]
         assert [score.details["log_true"] for score in scores] == [0.0, -1.0, -2.0, -3.0, -4.0]
+
+    def test_ended_episodes_are_released(self) -> None:
+        engine = TableEngine()
+        TOPReward(engine).release(["a", "b"])
+        assert engine.released == ["a", "b"]
 
     def test_one_view(self) -> None:
         views = ("front", "side")
