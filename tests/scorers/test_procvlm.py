@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from procreward.config import ScorerConfig
+from procreward.config import ScorerConfig, load_preset
 from procreward.engine import (
     Clip,
     EndTokens,
@@ -19,6 +20,7 @@ from procreward.engine import (
     Stop,
 )
 from procreward.errors import ConfigError, InstructionError, ModelNotFoundError, UnknownNameError
+from procreward.scorers.building import options_from
 from procreward.scorers.procvlm import ProcVLM, ProcVLMOptions
 from procreward.scorers.procvlm_text import (
     DIRECT_COMPLETE,
@@ -374,3 +376,22 @@ class TestFromConfig:
             ProcVLM.from_config(ScorerConfig(name="procvlm"))
         with pytest.raises(ModelNotFoundError):
             ProcVLM.from_config(ScorerConfig(name="procvlm", model="./nothing/here/at/all"))
+
+
+class TestPresets:
+    @pytest.mark.parametrize(
+        "name", ["nano", "procvlm-2b", "procvlm-2b-fp32", "qwen3-vl-2b-procvlm"]
+    )
+    def test_their_options_are_known_and_reason_as_published(self, name: str) -> None:
+        config = load_preset(name).scorer
+        options = options_from(ProcVLMOptions, config.name, config.options)
+        assert config.name == "procvlm"
+        assert options.label == "reasoning"
+        assert options.image_order == "images_first"
+
+    def test_the_untuned_model_is_asked_as_procvlm_is(self) -> None:
+        tuned, untuned = load_preset("procvlm-2b"), load_preset("qwen3-vl-2b-procvlm")
+        assert untuned.scorer.model == "Qwen/Qwen3-VL-2B-Instruct"
+        assert untuned.scorer.options == tuned.scorer.options
+        same = replace(untuned, name=tuned.name, summary=tuned.summary, scorer=tuned.scorer)
+        assert same == tuned
