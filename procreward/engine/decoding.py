@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from procreward.engine.answer import AnswerRow, AnswerText
@@ -151,7 +152,7 @@ class _Loop:
         return right
 
     def _pass(
-        self, answering: Answering, active: list[_Writing], starts: np.ndarray
+        self, answering: Answering, active: list[_Writing], starts: npt.NDArray[np.int64]
     ) -> torch.Tensor:
         """Read every running row's newest token and the next guess behind it."""
         chunks = []

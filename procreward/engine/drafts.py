@@ -131,7 +131,7 @@ class DraftBook:
         self._recent.move_to_end(shape)
         for kept, most in ((self._last, _STREAMS), (self._recent, _RECENT)):
             while len(kept) > most:
-                kept.popitem(last=False)  # type: ignore[attr-defined]  # a union of two dicts
+                kept.popitem(last=False)
 
     def release(self, streams: Iterable[str]) -> None:
         """Forget streams that have ended; their answers stay among the recent ones."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,9 +49,8 @@ from procreward.engine.recall import Recall
 from procreward.engine.rows import Reading, Row, ensure_room, read_trees
 from procreward.engine.tree import LabelTree, TokenTree, label_tree
 from procreward.engine.vision import Features
-from procreward.errors import ConfigError
 
-__all__ = ["EngineStats", "FastEngine", "open_turn_text"]
+__all__ = ["EngineStats", "FastEngine"]
 
 _Result = TypeVar("_Result")
 
@@ -117,7 +116,10 @@ class FastEngine:
         self._decoder = make_decoder(loaded, exact=exact)
         self._recall = Recall(self._decoder, PrefixStore(prefix_bytes), pad_id=self._pad_id)
         self._drafts = DraftBook(_digit_tokens(loaded))
-        self._batcher = MicroBatcher(loaded.device)
+        # A token costs another amount of memory in each of them.
+        self._batchers: dict[str, MicroBatcher[Row, Any]] = {
+            verb: MicroBatcher(loaded.device) for verb in ("generate", "labels", "numbers")
+        }
         self._numbers: dict[tuple[str, float], NumberReader] = {}
         self._counts = EngineStats()
         self._lock = threading.RLock()
@@ -156,7 +158,7 @@ class FastEngine:
             answers, _ = self._write(rows, max_new_tokens, stop)
             return [self._text.finish(one, stop) for one in answers]
 
-        return self._run(prompts, answer)
+        return self._run("generate", prompts, answer)
 
     def label_nll(
         self,
@@ -168,8 +170,8 @@ class FastEngine:
         """Score every label as the answer to every prompt, all in one pass.
 
         Args:
-            prompts: The questions, with the user's turn open in all of them or in none.
-            labels: The candidate answers.
+            prompts: The questions.
+            labels: The candidate answers; tokenised alike behind every prompt.
             end_tokens: What counts to a label besides its own words.
 
         Returns:
@@ -179,11 +181,9 @@ class FastEngine:
             ConfigError: If the labels cannot be told apart by their tokens.
             ModelError: If one prompt alone does not fit into memory.
         """
-        tokens = self._reader.label_tokens(
-            labels, end_tokens, open_turn_text=open_turn_text(prompts)
-        )
+        tokens = self._reader.labels_behind(prompts, labels, end_tokens)
         tree = label_tree(tokens)
-        rows = self._run(prompts, lambda rows: self._score(rows, tree))
+        rows = self._run("labels", prompts, lambda rows: self._score(rows, tree))
         nll = -tree.sum_paths(np.asarray(rows).reshape(len(rows), len(tree.nodes)))
         return LabelNLL(nll=nll, tokens=tokens)
 
@@ -218,7 +218,7 @@ class FastEngine:
                     return self._read_now(rows, reader)
                 return self._read_later(rows, reader, lead, max_new_tokens)
 
-            found = self._run([prompts[place] for place in places], read)
+            found = self._run("numbers", [prompts[place] for place in places], read)
             results.update(zip(places, found, strict=True))
         return [results[place] for place in range(len(prompts))]
 
@@ -237,14 +237,16 @@ class FastEngine:
     # From prompts to rows, in batches that fit.
 
     def _run(
-        self, prompts: Sequence[Prompt], call: Callable[[list[Row]], list[_Result]]
+        self, verb: str, prompts: Sequence[Prompt], call: Callable[[list[Row]], list[_Result]]
     ) -> list[_Result]:
         if not prompts:
             return []
         with self._lock, torch.inference_mode():
             chats = [self._reader.layout(prompt) for prompt in prompts]
             rows = self._rows(prompts, chats)
-            results = self._batcher.run(rows, [len(chat) for chat in chats], call)
+            results: list[_Result] = self._batchers[verb].run(
+                rows, [len(chat) for chat in chats], call
+            )
             self._count(prompts=len(prompts))
         return results
 
@@ -425,30 +427,6 @@ class FastEngine:
         self._counts = replace(
             counts, **{name: getattr(counts, name) + number for name, number in more.items()}
         )
-
-
-def open_turn_text(prompts: Sequence[Prompt]) -> str | None:
-    """Return the words behind which labels stand, or None where the assistant's turn is open.
-
-    Args:
-        prompts: The prompts that labels are scored for.
-
-    Returns:
-        The last text of the prompts' user turn if that is left open.
-
-    Raises:
-        ConfigError: If some prompts leave it open and some do not, or they end in a clip.
-    """
-    if not any(prompt.open_turn for prompt in prompts):
-        return None
-    ends = [prompt.parts[-1] if prompt.parts else "" for prompt in prompts]
-    texts = [end for end in ends if isinstance(end, str) and end]
-    if len(texts) < len(prompts) or not all(prompt.open_turn for prompt in prompts):
-        raise ConfigError(
-            "Prompts whose labels are scored together must all leave the user's turn open and end "
-            "in words, or none of them, got a mixture. Ask in separate calls."
-        )
-    return texts[0]
 
 
 def _reading(moments: Moments, text: str, tokens: int) -> NumberReading:

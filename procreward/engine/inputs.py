@@ -192,6 +192,31 @@ class PromptReader:
         _check_distinct(labels, result)
         return tuple(result)
 
+    def labels_behind(
+        self, prompts: Sequence[Prompt], labels: Sequence[str], end_tokens: EndTokens
+    ) -> tuple[tuple[int, ...], ...]:
+        """Tokenise labels where they stand behind some prompts.
+
+        Args:
+            prompts: The prompts.
+            labels: At least two different candidate answers, or one.
+            end_tokens: As for :meth:`label_tokens`.
+
+        Returns:
+            Token ids per label, the same behind every prompt.
+
+        Raises:
+            ConfigError: As :meth:`label_tokens`, and if the prompts give different tokens.
+        """
+        texts = {self.open_text(prompt) for prompt in prompts} or {None}
+        found = {self.label_tokens(labels, end_tokens, open_turn_text=text) for text in texts}
+        if len(found) > 1:
+            raise ConfigError(
+                "The labels must be tokenised alike behind all prompts, got "
+                f"{sorted(found)} for {list(labels)}. Ask in separate calls."
+            )
+        return found.pop()
+
     def _patches(self, clip: Clip) -> Patches:
         if clip.video:
             return preprocess_video(clip.frames, self._config)

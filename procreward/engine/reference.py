@@ -24,7 +24,6 @@ from procreward.engine.loading import LoadedModel
 from procreward.engine.numbers import Moments, NumberReader
 from procreward.engine.prompt import Chat, VideoLayout
 from procreward.engine.tree import TokenTree
-from procreward.errors import ConfigError
 
 __all__ = ["ReferenceEngine"]
 
@@ -93,7 +92,7 @@ class ReferenceEngine:
             ConfigError: If the labels cannot be told apart by their tokens.
             ModelError: If the device runs out of memory.
         """
-        tokens = self._label_tokens(prompts, labels, end_tokens)
+        tokens = self._reader.labels_behind(prompts, labels, end_tokens)
         nll = np.empty((len(prompts), len(labels)), dtype=np.float64)
         for row, prompt in enumerate(prompts):
             prepared = self._reader.read(prompt)
@@ -189,20 +188,6 @@ class ReferenceEngine:
             return torch.tensor(done, device=input_ids.device)
 
         return StoppingCriteriaList([ends] if patterns else [])
-
-    def _label_tokens(
-        self, prompts: Sequence[Prompt], labels: Sequence[str], end_tokens: EndTokens
-    ) -> tuple[tuple[int, ...], ...]:
-        texts = {self._reader.open_text(prompt) for prompt in prompts} or {None}
-        found = {
-            self._reader.label_tokens(labels, end_tokens, open_turn_text=text) for text in texts
-        }
-        if len(found) > 1:
-            raise ConfigError(
-                "The labels must be tokenised alike behind all prompts, got "
-                f"{sorted(found)} for {list(labels)}. Ask in separate calls."
-            )
-        return found.pop()
 
     def _nll(self, prepared: PreparedPrompt, label: tuple[int, ...]) -> float:
         inputs = self._inputs([prepared.chat.with_text(label)], [prepared])
