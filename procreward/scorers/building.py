@@ -30,6 +30,8 @@ __all__ = [
 
 _Options = TypeVar("_Options")
 
+_GIB = 1024**3
+
 EngineName: TypeAlias = Literal["auto", "fast", "strict", "reference", "plain", "served", "vllm"]
 """What runs the model; see :class:`EngineOptions`."""
 
@@ -75,7 +77,7 @@ class EngineOptions:
 
 def build_engine(
     config: ScorerConfig,
-    engine: str,
+    engine: EngineOptions | EngineName,
     *,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -116,6 +118,8 @@ def build_engine(
     )
     image_config = _limit(loaded.image_config, min_pixels, max_pixels, frame_size)
     loaded = replace(loaded, image_config=image_config)
+    if isinstance(engine, str):
+        engine = EngineOptions(engine=engine)
     built = _make(engine, loaded, video_layout)
     account: dict[str, object] = {
         "name": config.name,
@@ -125,7 +129,7 @@ def build_engine(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": str(loaded.device),
         "attention": loaded.attention,
-        "engine": type(built).__name__.removesuffix("Engine").lower(),
+        "engine": "fast" if engine.engine == "auto" else engine.engine,
         "frame_size": list(image_config.frame_size) if image_config.frame_size else None,
     }
     return built, account
@@ -174,15 +178,18 @@ def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) 
     return kind(**options)
 
 
-def _make(name: str, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:
-    from procreward.engine.plain import PlainEngine
+def _make(options: EngineOptions, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:
+    from procreward.engine.fast import FastEngine
     from procreward.engine.reference import ReferenceEngine
-    from procreward.engine.small import SmallEngine, suits_small
 
-    if name == "reference":
+    if options.engine == "reference":
         return ReferenceEngine(loaded, video_layout=video_layout)
-    kind = SmallEngine if name != "strict" and suits_small(loaded) else PlainEngine
-    return kind(loaded, video_layout=video_layout)
+    return FastEngine(
+        loaded,
+        exact=options.engine == "strict",
+        video_layout=video_layout,
+        cache_bytes=int(options.cache_gib * _GIB),
+    )
 
 
 def _limit(

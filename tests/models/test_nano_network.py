@@ -117,13 +117,13 @@ def test_readout_of_an_untrained_model_is_a_number_or_nothing(model, tokenizer, 
 
 def test_exported_folder_loads_in_the_engine(tokenizer, frames, tmp_path):
     from procreward.engine import Clip, Prompt
+    from procreward.engine.fast import FastEngine
     from procreward.engine.loading import load_model
-    from procreward.engine.plain import PlainEngine
 
     write_model(build_model(tokenizer, seed=0), tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 6_000_000
     assert load_preprocess_config(tmp_path).crop == CROP
     loaded = load_model(str(tmp_path))
     prompt = Prompt(parts=(Clip(frames=frames[:4]), "lift the cube"))
-    (answer,) = PlainEngine(loaded).generate([prompt], max_new_tokens=3, stop=())
+    (answer,) = FastEngine(loaded).generate([prompt], max_new_tokens=3, stop=())
     assert len(answer.tokens) <= 3
