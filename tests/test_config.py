@@ -91,6 +91,10 @@ def test_scorer_config_round_trip() -> None:
     plain = config.to_dict()
     assert plain == {"name": "procvlm", "model": "somewhere", "options": {"mode": "direct"}}
     assert ScorerConfig.from_dict(json.loads(json.dumps(plain))) == config
+    config = ScorerConfig(name="judge", quantization="auto", merge_adapter=False)
+    plain = config.to_dict()
+    assert plain == {"name": "judge", "quantization": "auto", "merge_adapter": False}
+    assert ScorerConfig.from_dict(json.loads(config.key())) == config
 
 
 def test_scorer_config_key_does_not_depend_on_the_order_of_options() -> None:
@@ -106,6 +110,8 @@ def test_scorer_config_key_does_not_depend_on_the_order_of_options() -> None:
         ({"name": ""}, "`name` must be a non-empty string, got ''"),
         ({"name": "x", "model": ""}, "`model` must be a non-empty string or None"),
         ({"name": "x", "device": None}, "`device` must be a non-empty string, got None"),
+        ({"name": "x", "quantization": "int4"}, "`quantization` must be one of 'none', 'nf4'"),
+        ({"name": "x", "merge_adapter": 1}, "`merge_adapter` must be a bool, got 1"),
         ({"name": "x", "options": [1]}, "`options` must be a mapping"),
         ({"name": "x", "options": {"a": {1, 2}}}, "`options` must hold only what JSON can"),
         ({"name": "x", "options": {"a": float("nan")}}, "`options` must hold only what JSON can"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -350,6 +352,16 @@ def _save(
     tokenizer.save_pretrained(folder)
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Let peft ask transformers for an attribute under its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        yield
+
+
 def save_tiny_adapter(folder: Path, base: Path, *, seed: int = 1, rank: int = 4) -> Path:
     """Write a random LoRA adapter (attention projections of the language model) for ``base``."""
     from peft import LoraConfig, get_peft_model
@@ -361,11 +373,7 @@ def save_tiny_adapter(folder: Path, base: Path, *, seed: int = 1, rank: int = 4)
         target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
         init_lora_weights=False,
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # peft asks transformers for an attribute under its former name.
-        warnings.filterwarnings(
-            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
-        )
+    with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, settings)
     wrapped.save_pretrained(folder)

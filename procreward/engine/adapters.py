@@ -19,7 +19,7 @@ _FAMILY_NAMES: tuple[tuple[str, str], ...] = (
     ("qwen3_vl", r"qwen-?3-?vl(?!.*-(a\d+b|moe))"),
     ("qwen2_5_vl", r"qwen-?2-5-?vl"),
     ("qwen2_vl", r"qwen-?2-?vl"),
-    ("a text model", r"qwen-?(2-5|2|3)-\d|(llama|mistral|gemma)-?\d?-\d+b"),
+    ("a text model", r"qwen-?(2-5|3)-\d|qwen-?2-(?!5)\d|(llama|mistral|gemma)-?\d?-\d+b"),
     ("internvl", r"internvl"),
     ("llava", r"llava"),
     ("smolvlm", r"smolvlm"),
