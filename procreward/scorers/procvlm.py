@@ -139,7 +139,7 @@ class ProcVLM:
             ModelError: If the model cannot be loaded.
         """
         options = options_from(ProcVLMOptions, "ProcVLM", config.options)
-        engine, account = build_engine(config, options.engine, max_pixels=options.max_pixels)
+        engine, account = build_engine(config, options, max_pixels=options.max_pixels)
         return cls(engine, options, account=account)
 
     def score(self, queries: Sequence[Query]) -> list[Score]:
