@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from procreward.checks import check_int
+from procreward.checks import check, check_int
 from procreward.engine import Clip, FrameKey
 from procreward.engine.loading import LoadedModel
 from procreward.engine.preprocess import (
@@ -134,6 +134,13 @@ class EncoderStats:
     bytes_kept: int
 
 
+_Name: TypeAlias = StoreKey | int
+"""What a result is called within one call; a number where the pictures have no keys."""
+
+_Batch: TypeAlias = tuple[bool, tuple[int, ...], tuple[int, int]]
+"""Whether they are groups of a video, the shape of a frame and the grid in patches."""
+
+
 @dataclass(slots=True)
 class _Misses:
     """Pictures of one size that have to be encoded together.
@@ -143,12 +150,42 @@ class _Misses:
         frames: The pictures, group after group.
     """
 
-    names: list[StoreKey | int] = field(default_factory=list)
+    names: list[_Name] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
 
 
-_Batch: TypeAlias = tuple[bool, tuple[int, ...], tuple[int, int]]
-"""Whether they are groups of a video, the shape of a frame and the grid in patches."""
+@dataclass(slots=True)
+class _Plan:
+    """What one call has to give and what is missing for it.
+
+    Attributes:
+        order: The results in their order.
+        counts: Tokens of each clip.
+        found: The results that are known.
+        misses: The ones that are not.
+        pending: Their names.
+        shown: Frames in all clips.
+        encoded: Frames among the misses.
+    """
+
+    order: list[_Name] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    found: dict[_Name, torch.Tensor] = field(default_factory=dict)
+    misses: dict[_Batch, _Misses] = field(default_factory=dict)
+    pending: set[_Name] = field(default_factory=set)
+    shown: int = 0
+    encoded: int = 0
+
+    def miss(self, name: _Name, batch: _Batch, frames: Sequence[Frame]) -> None:
+        """Have pictures encoded."""
+        self.pending.add(name)
+        misses = self.misses.setdefault(batch, _Misses())
+        misses.names.append(name)
+        misses.frames += frames
+
+    def result(self) -> torch.Tensor:
+        """All results in their order, copied once."""
+        return torch.cat([self.found[name] for name in self.order], dim=1)
 
 
 class FrameEncoder:
@@ -206,13 +243,13 @@ class FrameEncoder:
 
         Raises:
             FrameError: If frames do not fit the model.
+            ConfigError: If a clip has keys, but not one per frame.
         """
         if not clips:
             return []
-        with self._lock:
-            pieces, counts = self._encode(clips)
-        # One copy for all clips; each is a view of it.
-        return Features(torch.cat(pieces, dim=1)).split(counts)
+        plan = self._run(clips)
+        # Each clip is a view of the same memory.
+        return Features(plan.result()).split(plan.counts)
 
     def encode_joined(self, clips: Sequence[Clip]) -> Features:
         """Encode clips whose features are wanted in one piece.
@@ -225,42 +262,49 @@ class FrameEncoder:
 
         Raises:
             FrameError: If frames do not fit the model.
+            ConfigError: If a clip has keys, but not one per frame.
         """
-        with self._lock:
-            pieces, _ = self._encode(clips)
-        return Features(torch.cat(pieces, dim=1))
+        return Features(self._run(clips).result())
 
-    def _encode(self, clips: Sequence[Clip]) -> tuple[list[torch.Tensor], list[int]]:
-        """The features of every picture in order, and the tokens of every clip."""
-        found: dict[StoreKey | int, torch.Tensor | None] = {}
-        order: list[StoreKey | int] = []
-        counts: list[int] = []
-        misses: dict[_Batch, _Misses] = {}
-        shown = encoded = 0
+    def _run(self, clips: Sequence[Clip]) -> _Plan:
+        """Find or encode every picture."""
+        with self._lock:
+            plan = self._plan(clips)
+            if plan.misses:
+                self._encode_misses(plan)
+            self._encoded += plan.encoded
+            self._reused += plan.shown - plan.encoded
+        return plan
+
+    def _plan(self, clips: Sequence[Clip]) -> _Plan:
+        plan = _Plan()
         for clip in clips:
             check_frames(clip.frames, self._config)
-            grid = self._grid(clip)
-            before = len(order)
-            for indices in self._groups(clip):
-                name = -len(order) - 1 if clip.keys is None else _key(clip.keys, indices, grid)
-                order.append(name)
-                shown += len(set(indices))
-                if name in found:
+            keys, grid = clip.keys, self._grid(clip)
+            check(
+                keys is None or len(keys) == len(clip.frames),
+                "keys",
+                f"one per frame ({len(clip.frames)})",
+                keys,
+            )
+            batch = (clip.video, clip.frames.shape[1:], grid)
+            groups = self._groups(clip)
+            for indices in groups:
+                name: _Name = len(plan.order)
+                if keys is not None:
+                    name = (tuple([keys[index] for index in indices]), grid)
+                plan.order.append(name)
+                if name in plan.found or name in plan.pending:
                     continue
                 entry = None if isinstance(name, int) else self._store.get(name)
-                found[name] = entry
-                if entry is None:
-                    batch = misses.setdefault((clip.video, clip.frames.shape[1:], grid), _Misses())
-                    batch.names.append(name)
-                    batch.frames += [clip.frames[index] for index in indices]
-                    encoded += len(set(indices))
-            tokens = grid[0] * grid[1] // self._config.merge**2
-            counts.append((len(order) - before) * tokens)
-        self._run(misses, found)
-        self._encoded += encoded
-        self._reused += shown - encoded
-        pieces = [entry for name in order if (entry := found[name]) is not None]
-        return pieces, counts
+                if entry is not None:
+                    plan.found[name] = entry
+                    continue
+                plan.miss(name, batch, [clip.frames[index] for index in indices])
+                plan.encoded += len(set(indices))
+            plan.counts.append(len(groups) * grid[0] * grid[1] // self._config.merge**2)
+            plan.shown += len(clip.frames)
+        return plan
 
     def _grid(self, clip: Clip) -> tuple[int, int]:
         count, height, width = clip.frames.shape[:3]
@@ -268,62 +312,50 @@ class FrameEncoder:
             return self._config.video_grid(count, height, width)[1:]
         return self._config.image_grid(height, width)[1:]
 
-    def _groups(self, clip: Clip) -> Iterator[tuple[int, ...]]:
+    def _groups(self, clip: Clip) -> list[tuple[int, ...]]:
         """The numbers of the frames that make up each entry; an odd last one is repeated."""
         count = len(clip.frames)
         if not clip.video:
-            return ((index,) for index in range(count))
+            return [(index,) for index in range(count)]
         temporal = self._config.temporal
-        return (
+        return [
             tuple(min(start + step, count - 1) for step in range(temporal))
             for start in range(0, count, temporal)
-        )
+        ]
 
-    def _run(
-        self,
-        misses: dict[_Batch, _Misses],
-        found: dict[StoreKey | int, torch.Tensor | None],
-    ) -> None:
-        """Encode what is missing, keep what has a key."""
-        if not misses:
-            return
-        patches = [self._patches(batch, content) for batch, content in misses.items()]
-        for content, features in zip(misses.values(), self._tower.encode(patches), strict=True):
-            levels, count = features.levels, len(content.names)
-            apart = levels.view(levels.shape[0], count, -1, levels.shape[2])
+    def _encode_misses(self, plan: _Plan) -> None:
+        """Encode what is missing; keep what has a key."""
+        patches = [self._patches(batch, misses) for batch, misses in plan.misses.items()]
+        encoded = self._tower.encode(patches)
+        for misses, features in zip(plan.misses.values(), encoded, strict=True):
+            levels = features.levels
+            apart = levels.view(len(levels), len(misses.names), -1, levels.shape[-1])
             # Copies, so that a dropped entry frees its memory although others of its batch stay.
             entries: Any = torch.unbind_copy(apart, 1)  # type: ignore[func-returns-value]
-            for name, entry in zip(content.names, entries, strict=True):
-                found[name] = entry
+            for name, entry in zip(misses.names, entries, strict=True):
+                plan.found[name] = entry
                 if not isinstance(name, int):
                     self._store.put(name, entry)
-        self._warn(found)
-        self._store.trim()
+        if self._store.nbytes > self._max_bytes:
+            self._warn(plan)
+            self._store.trim()
 
-    def _patches(self, batch: _Batch, content: _Misses) -> Patches:
+    def _patches(self, batch: _Batch, misses: _Misses) -> Patches:
         is_video, _, grid = batch
-        frames = np.stack(content.frames)
+        frames = np.stack(misses.frames)
         if is_video:
             return preprocess_groups(frames, *grid, self._config, device=self._device)
         return preprocess_images(frames, self._config, device=self._device)
 
-    def _warn(self, found: dict[StoreKey | int, torch.Tensor | None]) -> None:
-        if self._warned or not self._max_bytes:
+    def _warn(self, plan: _Plan) -> None:
+        """Say once that the limit is too low for a single call."""
+        needed = sum(e.nbytes for name, e in plan.found.items() if not isinstance(name, int))
+        if self._warned or not self._max_bytes or needed <= self._max_bytes:
             return
-        needed = sum(
-            entry.nbytes
-            for name, entry in found.items()
-            if entry is not None and not isinstance(name, int)
+        self._warned = True
+        logger.warning(
+            "The frames of one call need %.1f MiB, but at most %.1f MiB are kept: most of them "
+            "will be encoded again. Allow the engine more memory for its cache.",
+            needed / 2**20,
+            self._max_bytes / 2**20,
         )
-        if needed > self._max_bytes:
-            self._warned = True
-            logger.warning(
-                "The frames of one call need %.0f MiB, but at most %.0f MiB are kept: none will be "
-                "found again. Allow the engine more memory for its cache.",
-                needed / 2**20,
-                self._max_bytes / 2**20,
-            )
-
-
-def _key(keys: Sequence[FrameKey], indices: Sequence[int], grid: tuple[int, int]) -> StoreKey:
-    return tuple(keys[index] for index in indices), grid

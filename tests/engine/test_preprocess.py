@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,56 +8,23 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    smart_resize as published_resize,
-)
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
-    smart_resize as published_video_resize,
-)
 
 from procreward.engine.preprocess import (
     PreprocessConfig,
-    load_preprocess_config,
+    preprocess_groups,
     preprocess_images,
     preprocess_video,
     smart_resize,
-    video_resize,
 )
-from procreward.errors import ConfigError, FrameError, ModelError
+from procreward.errors import FrameError
+from procreward.types import Frames
+from tests.engine.vision_models import QWEN25_IMAGES
 
 SIDES = st.integers(min_value=16, max_value=1500)
 
 
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
+def noise(*shape: int, seed: int = 0) -> Frames:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-
-@given(
-    height=SIDES,
-    width=SIDES,
-    low=st.sampled_from([1024, 65_536]),
-    high=st.sampled_from([2**18, 2**24]),
-)
-def test_smart_resize_is_the_published_one(height: int, width: int, low: int, high: int) -> None:
-    ours = smart_resize(height, width, factor=32, min_pixels=low, max_pixels=high)
-    assert ours == published_resize(height, width, 32, low, high)
-
-
-@given(
-    frames=st.integers(2, 70), height=SIDES, width=SIDES, high=st.sampled_from([2**20, 25_165_824])
-)
-def test_video_resize_is_the_published_one(frames: int, height: int, width: int, high: int) -> None:
-    ours = video_resize(
-        frames, height, width, factor=32, temporal=2, min_pixels=4096, max_pixels=high
-    )
-    assert ours == published_video_resize(frames, height, width, 2, 32, 4096, high)
-
-
-def test_halves_round_to_even_and_small_frames_are_enlarged() -> None:
-    published = PreprocessConfig()
-    assert smart_resize(112, 112, factor=32, min_pixels=1, max_pixels=10**7) == (128, 128)
-    assert published.image_grid(128, 128) == (1, 16, 16)
-    assert published.image_grid(480, 640) == (1, 30, 40)
 
 
 @pytest.mark.parametrize("height_width", [(32, 32), (96, 96), (96, 160), (256, 320)])
@@ -164,7 +128,7 @@ def test_read_only_frames_are_accepted_and_never_changed() -> None:
         np.zeros((0, 32, 32, 3), np.uint8),
     ],
 )
-def test_other_shapes_and_dtypes_are_refused(frames: np.ndarray) -> None:
+def test_other_shapes_and_dtypes_are_refused(frames: Frames) -> None:
     with pytest.raises(FrameError, match="must be"):
         preprocess_images(frames, PreprocessConfig())
     with pytest.raises(FrameError, match="must be"):
@@ -176,52 +140,67 @@ def test_extreme_shapes_are_refused() -> None:
         preprocess_images(np.zeros((1, 2, 500, 3), np.uint8), PreprocessConfig())
 
 
-def test_settings_are_read_in_both_spellings(tmp_path: Path) -> None:
-    assert load_preprocess_config(tmp_path) == PreprocessConfig()
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({"min_pixels": 4096, "max_pixels": 589_824, "patch_size": 14, "merge_size": 2})
+def test_channels_may_differ_as_for_qwen25() -> None:
+    config = QWEN25_IMAGES
+    frames = noise(2, 56, 84)
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 784, "longest_edge": 2**24},
+        patch_size=14,
+        image_mean=list(config.mean),
+        image_std=list(config.std),
     )
-    old = load_preprocess_config(tmp_path)
-    assert (old.min_pixels, old.max_pixels, old.patch, old.factor) == (4096, 589_824, 14, 28)
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps(
-            {
-                "size": {"shortest_edge": 1024, "longest_edge": 2048},
-                "image_mean": [0.1, 0.2, 0.3],
-                "image_std": [1, 1, 1],
-                "temporal_patch_size": 2,
-            }
-        )
-    )
-    (tmp_path / "video_preprocessor_config.json").write_text(
-        json.dumps({"size": {"shortest_edge": 1, "longest_edge": 2}})
-    )
-    (tmp_path / "procreward.json").write_text(
-        json.dumps({"frame_size": [128, 96], "crop": [0, 16, 96, 96]})
-    )
-    new = load_preprocess_config(tmp_path)
-    assert new == PreprocessConfig(
-        min_pixels=1024,
-        max_pixels=2048,
-        video_min_pixels=1,
-        video_max_pixels=2,
-        mean=(0.1, 0.2, 0.3),
-        std=(1.0, 1.0, 1.0),
-        frame_size=(128, 96),
-        crop=(0, 16, 96, 96),
-    )
+    theirs = processor(images=list(frames), return_tensors="pt")
+    ours = preprocess_images(frames, config)
+    assert torch.equal(ours.grid_thw, theirs["image_grid_thw"])
+    # The slow (PIL) processor divides by 255 first, which rounds the last bits of a float.
+    assert torch.allclose(ours.pixel_values, theirs["pixel_values"], rtol=0, atol=1e-6)
+    scaled_mean, scaled_std = (torch.tensor(values) * 255 for values in (config.mean, config.std))
+    pixel = torch.from_numpy(frames[0, 0, 0]).float()
+    expected = (pixel - scaled_mean) / scaled_std
+    assert torch.equal(ours.pixel_values[0].reshape(3, 2, 196)[:, 0, 0], expected)
 
 
-def test_broken_settings_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(ModelError, match="must be a JSON object"):
-        load_preprocess_config(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text("[]")
-    with pytest.raises(ModelError, match="got a list"):
-        load_preprocess_config(tmp_path)
-    with pytest.raises(ConfigError, match="min_pixels"):
-        PreprocessConfig(min_pixels=100, max_pixels=10)
-    with pytest.raises(ConfigError, match="patch"):
-        PreprocessConfig(patch=0)
-    with pytest.raises(ConfigError, match="std"):
-        PreprocessConfig(std=(0.0, 1.0, 1.0))
+def test_a_picture_is_kept_once_for_both_moments() -> None:
+    config = PreprocessConfig(min_pixels=1024)
+    picture, video = (
+        preprocess_images(noise(1, 64, 64), config),
+        preprocess_video(noise(2, 64, 64), config),
+    )
+    assert picture.taps.shape == (16, 3, 1, 256)
+    assert video.taps.shape == (16, 3, 2, 256)
+    assert picture.pixel_values.shape == video.pixel_values.shape == (16, 1536)
+
+
+@pytest.mark.parametrize("height_width", [(64, 96), (70, 100)])
+def test_groups_of_different_clips_can_be_cut_together(height_width: tuple[int, int]) -> None:
+    one, other = noise(4, *height_width, seed=1), noise(2, *height_width, seed=2)
+    config = PreprocessConfig(min_pixels=1024)
+    parts = [preprocess_video(clip, config) for clip in (one, other)]
+    together = preprocess_groups(np.concatenate((one, other)), *parts[0].grid[1:], config)
+    assert together.grid == (3, *parts[0].grid[1:])
+    expected = torch.cat([part.pixel_values for part in parts])
+    assert torch.equal(together.pixel_values, expected)
+
+
+@pytest.mark.parametrize("crop", [None, (0, 0, 64, 64), (3, 5, 64, 64)])
+def test_the_callers_buffer_may_be_used_again(crop: tuple[int, int, int, int] | None) -> None:
+    frames = noise(2, 96, 96)
+    config = PreprocessConfig(min_pixels=1024, crop=crop)
+    patches = preprocess_images(frames, config, device=torch.device("cpu"))
+    before = patches.pixel_values
+    frames[:] = 0
+    assert torch.equal(patches.pixel_values, before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("height_width", [(96, 128), (84, 100)])
+def test_a_gpu_computes_the_same_bits(height_width: tuple[int, int]) -> None:
+    frames = noise(3, *height_width)
+    for std in ((0.5, 0.5, 0.5), (0.26862954, 0.26130258, 0.27577711)):
+        config = PreprocessConfig(min_pixels=1024, std=std)
+        for preprocess in (preprocess_images, preprocess_video):
+            there = preprocess(frames, config, device=torch.device("cuda"))
+            assert there.taps.device.type == "cuda"
+            here = preprocess(frames, config)
+            assert torch.equal(there.pixel_values.cpu(), here.pixel_values)

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from procreward.engine.loading import LoadedModel
 from procreward.engine.prompt import Chat, ChatBuilder, Image, Part, Video, VideoLayout, build_chat
 from procreward.errors import ArchitectureError, ConfigError, InstructionError
+from tests.engine.vision_models import qwen25
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
+QWEN25 = qwen25(TOKENIZER).model.model
 
 
 def text_of(chat: Chat) -> str:
@@ -134,6 +136,30 @@ def test_positions_are_those_of_transformers(
         mm_token_type_ids=torch.tensor(chat.kinds)[None],
         image_grid_thw=grids_of(parts, Image),
         video_grid_thw=grids_of(parts, Video),
+        attention_mask=torch.ones_like(ids),
+    )
+    assert np.array_equal(positions[:, 0].numpy(), chat.positions)
+    assert chat.next_position == len(chat) + int(deltas)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    parts=st.lists(
+        st.one_of(
+            st.builds(Image, st.integers(1, 4), st.integers(1, 4)),
+            st.sampled_from(["lift the cube", "a", "open\n the drawer"]),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_positions_of_pictures_are_those_of_qwen25(parts: list[Part]) -> None:
+    chat = build_chat(TOKENIZER, parts, system="You are a helpful assistant.")
+    ids = torch.tensor(chat.ids)[None]
+    positions, deltas = QWEN25.get_rope_index(
+        ids,
+        mm_token_type_ids=torch.tensor(chat.kinds)[None],
+        image_grid_thw=grids_of(parts, Image),
         attention_mask=torch.ones_like(ids),
     )
     assert np.array_equal(positions[:, 0].numpy(), chat.positions)

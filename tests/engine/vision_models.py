@@ -64,12 +64,14 @@ def qwen3_moe() -> LoadedModel:
     )
 
 
-def qwen25(vocabulary: dict[str, int] | None = None) -> LoadedModel:
+def qwen25(tokenizer: Any = None) -> LoadedModel:
     """Qwen2.5-VL with windows of 2x2 tokens in two of three layers.
 
     Args:
-        vocabulary: Ids of the tokens that stand for pictures, as the configuration names them.
+        tokenizer: Where it takes the ids of the tokens that stand for pictures from.
     """
+    names = ("image", "video") if tokenizer else ()
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in names}
     text = _TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2]}}
     vision = _VISION | {
         "depth": 3,
@@ -78,7 +80,7 @@ def qwen25(vocabulary: dict[str, int] | None = None) -> LoadedModel:
         "window_size": 56,
         "fullatt_block_indexes": [1],
     }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **(vocabulary or {}))
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
     return _loaded(
         Qwen2_5_VLForConditionalGeneration, config, QWEN25_IMAGES, "qwen2_5_vl", torch.float32
     )
