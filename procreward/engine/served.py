@@ -144,7 +144,7 @@ class ServedEngine:
         Raises:
             ConfigError: Always.
         """
-        _refuse(", or let the model write the number (the scorer's `mode`)")
+        _refuse(", or let the model write the number (the scorer's `readout: greedy`)")
 
     def release(self, streams: Iterable[str]) -> None:
         """Forget the encoded frames of streams that have ended; see the protocol."""
