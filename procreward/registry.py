@@ -52,13 +52,18 @@ ENTRY_POINT_GROUP = "procreward.scorers"
 LIVE_PREFIX = "live:"
 MODEL_SCORER = "procvlm"
 """Scorer and preset defaults of a bare model folder or hub id."""
-PRESET_OF = {"procvlm": "procvlm-2b", "topreward": "topreward-qwen3-vl-8b"}
+PRESET_OF = {
+    "procvlm": "procvlm-2b",
+    "progresslm": "progresslm-3b-rl",
+    "topreward": "topreward-qwen3-vl-8b",
+}
 """Presets of scorers whose preset has another name than they."""
 
 _BUILT_IN = {
     "completion_judge": "procreward.scorers.completion_judge:CompletionJudge",
     "constant": "procreward.scorers.constant:Constant",
     "procvlm": "procreward.scorers.procvlm:ProcVLM",
+    "progresslm": "procreward.scorers.progresslm:ProgressLM",
     "scripted": "procreward.scorers.scripted:Scripted",
     "topreward": "procreward.scorers.topreward:TOPReward",
 }

@@ -124,6 +124,7 @@ def build_engine(
     account: dict[str, object] = {
         "name": config.name,
         "model": loaded.source,
+        "family": loaded.family,
         "revision": loaded.revision,
         "adapter": loaded.adapter,
         "dtype": str(loaded.dtype).removeprefix("torch."),
