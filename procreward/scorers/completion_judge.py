@@ -169,7 +169,7 @@ class CompletionJudge:
         options = options_from(JudgeOptions, "completion judge", config.options)
         engine, account = build_engine(
             config,
-            options.engine,
+            options,
             frame_size=options.frame_size,
             video_layout=options.video_layout,
         )

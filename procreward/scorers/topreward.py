@@ -149,7 +149,7 @@ class TOPReward:
         options = options_from(TOPRewardOptions, "TOPReward", config.options)
         engine, account = build_engine(
             config,
-            options.engine,
+            options,
             frame_size=options.frame_size,
             video_layout=options.video_layout,
         )
