@@ -1,28 +1,25 @@
-"""From a scorer's configuration to an engine that runs its model."""
+"""What scorers with a model share: engine options, and names for what an engine may keep.
+
+:func:`procreward.scorers.engines.build_engine` makes an engine of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from procreward.checks import check, check_choice, check_int, check_names, is_number
 from procreward.config import JSON, field_names
-from procreward.engine import Engine
 from procreward.errors import ConfigError
 
 if TYPE_CHECKING:
-    from procreward.config import ScorerConfig
-    from procreward.engine.loading import LoadedModel
-    from procreward.engine.preprocess import PreprocessConfig
-    from procreward.engine.prompt import VideoLayout
     from procreward.types import Query
 
 __all__ = [
     "ENGINES",
     "EngineName",
     "EngineOptions",
-    "build_engine",
     "frame_keys",
     "options_from",
     "stream_name",
@@ -53,13 +50,16 @@ class EngineOptions:
         batch_size: Most queries answered in one batch; memory may make it fewer.
         cache_gib: Memory for what is kept between queries, in GiB.
         server: For ``engine="served"``: where it is and how to ask; see
-            :class:`procreward.engine.served.ServerSettings`.
+            :class:`procreward.engine.server_settings.ServerSettings`.
+        vllm: For ``engine="vllm"``: how vLLM is set up, if not as it is by default; see
+            :class:`procreward.engine.vllm.VLLMSettings`.
     """
 
     engine: EngineName = "auto"
     batch_size: int = 64
     cache_gib: float = 2.0
     server: Mapping[str, JSON] | None = None
+    vllm: Mapping[str, JSON] | None = None
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
@@ -73,67 +73,11 @@ class EngineOptions:
                 "`server` belongs to `engine: served` and to no other, got engine="
                 f"{self.engine!r} and server={self.server!r}. Set both, or neither."
             )
-
-
-def build_engine(
-    config: ScorerConfig,
-    engine: EngineOptions | EngineName,
-    *,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    frame_size: tuple[int, int] | None = None,
-    video_layout: VideoLayout = "4.57",
-) -> tuple[Engine, dict[str, object]]:
-    """Load the model of a configuration into an engine.
-
-    Args:
-        config: What the user configured.
-        engine: One of :data:`ENGINES`.
-        min_pixels: Smallest image area instead of the checkpoint's own, or None.
-        max_pixels: Upper bound put on the checkpoint's own largest image area, or None.
-        frame_size: ``(width, height)`` every frame must have, or None for the checkpoint's own.
-        video_layout: How videos are written into the prompt.
-
-    Returns:
-        The engine, and a JSON-able account of the model.
-
-    Raises:
-        ConfigError: If no model is named.
-        ModelError: If the model cannot be loaded.
-    """
-    from procreward.engine.loading import load_model
-
-    if config.model is None:
-        raise ConfigError(
-            f"The scorer {config.name!r} needs a `model`: a folder, a hub id (owner/name) or "
-            "'nano'."
-        )
-    loaded = load_model(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        attention=config.attention,
-        adapter=config.adapter,
-        revision=config.revision,
-    )
-    image_config = _limit(loaded.image_config, min_pixels, max_pixels, frame_size)
-    loaded = replace(loaded, image_config=image_config)
-    if isinstance(engine, str):
-        engine = EngineOptions(engine=engine)
-    built = _make(engine, loaded, video_layout)
-    account: dict[str, object] = {
-        "name": config.name,
-        "model": loaded.source,
-        "family": loaded.family,
-        "revision": loaded.revision,
-        "adapter": loaded.adapter,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "device": str(loaded.device),
-        "attention": loaded.attention,
-        "engine": "fast" if engine.engine == "auto" else engine.engine,
-        "frame_size": list(image_config.frame_size) if image_config.frame_size else None,
-    }
-    return built, account
+        if self.vllm is not None and (self.engine != "vllm" or not isinstance(self.vllm, Mapping)):
+            raise ConfigError(
+                "`vllm` must be a mapping that belongs to `engine: vllm`, got engine="
+                f"{self.engine!r} and vllm={self.vllm!r}."
+            )
 
 
 def frame_keys(query: Query, view: str) -> tuple[tuple[str, str, int], ...] | None:
@@ -177,34 +121,3 @@ def options_from(kind: type[_Options], scorer: str, options: Mapping[str, Any]) 
     """
     check_names(f"{scorer} option", options, field_names(kind))
     return kind(**options)
-
-
-def _make(options: EngineOptions, loaded: LoadedModel, video_layout: VideoLayout) -> Engine:
-    from procreward.engine.fast import FastEngine
-    from procreward.engine.reference import ReferenceEngine
-
-    if options.engine == "reference":
-        return ReferenceEngine(loaded, video_layout=video_layout)
-    return FastEngine(
-        loaded,
-        exact=options.engine == "strict",
-        video_layout=video_layout,
-        cache_bytes=int(options.cache_gib * _GIB),
-    )
-
-
-def _limit(
-    config: PreprocessConfig,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    frame_size: tuple[int, int] | None,
-) -> PreprocessConfig:
-    if min_pixels is not None:
-        largest = max(config.max_pixels, min_pixels)
-        config = replace(config, min_pixels=min_pixels, max_pixels=largest)
-    if max_pixels is not None:
-        largest = max(min(config.max_pixels, max_pixels), config.min_pixels)
-        config = replace(config, max_pixels=largest)
-    if frame_size is not None:
-        config = replace(config, frame_size=frame_size)
-    return config

@@ -26,7 +26,8 @@ from procreward.checks import check, check_choice, check_frame_size, check_int, 
 from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
-from procreward.scorers.building import EngineOptions, build_engine, frame_keys, options_from
+from procreward.scorers.building import EngineOptions, frame_keys, options_from
+from procreward.scorers.engines import build_engine
 from procreward.scorers.likelihood import (
     SAMPLINGS,
     Sampling,

@@ -20,11 +20,11 @@ from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
 from procreward.scorers.building import (
     EngineOptions,
-    build_engine,
     frame_keys,
     options_from,
     stream_name,
 )
+from procreward.scorers.engines import build_engine
 from procreward.scorers.procvlm_text import (
     DIRECT_COMPLETE,
     DIRECT_PREFIX,

@@ -19,7 +19,6 @@ from procreward.errors import ConfigError
 from procreward.scorers import check_query
 from procreward.scorers.building import (
     EngineOptions,
-    build_engine,
     frame_keys,
     options_from,
     stream_name,
@@ -30,10 +29,12 @@ from procreward.scorers.demonstration import (
     Demonstrations,
     load_demonstrations,
 )
+from procreward.scorers.engines import build_engine
 from procreward.scorers.likelihood import only_view
 from procreward.scorers.progresslm_prompts import (
     FAMILIES,
     LAYOUTS,
+    PICTURE_WORD,
     Family,
     Layout,
     progresslm_prompt,
@@ -67,11 +68,12 @@ class ProgressLMOptions(EngineOptions):
         think: Whether the model reasons before its number, as it was trained. Without reasoning it
             is faster, and a visual demonstration's question never names the task.
         layout: ``"eval"``, which the published figures come from, or ``"train"``, that of the
-            reinforcement-learning data, in which every picture stands beside its percentage. A
-            model whose processor takes the word ``<image>`` for a picture (LLaVA) needs ``"train"``
-            for visual demonstrations.
+            reinforcement-learning data, in which every picture stands beside its percentage.
         prompt_family: Whose wording without reasoning: ``"qwen2.5"``, ``"qwen3"``, or ``"auto"`` by
             the model (``"qwen3"`` for models of other makers). With reasoning both are the same.
+        picture_word: The word for a key frame in the line of percentages of the layout ``"eval"``.
+            The published one is a control token to some models of other makers (LLaVA), which
+            need another word, such as ``"picture"``.
         view: The view to look at; needed only when queries hold several.
         max_new_tokens: Limit of an answer in tokens; a longer one is invalid (``"truncated"``).
             Upstream allows 40 000 with sampling; a greedy answer takes a few hundred, and one that
@@ -88,6 +90,7 @@ class ProgressLMOptions(EngineOptions):
     think: bool = True
     layout: Layout = "eval"
     prompt_family: Literal["auto", "qwen2.5", "qwen3"] = "auto"
+    picture_word: str = PICTURE_WORD
     view: str | None = None
     max_new_tokens: int = 1024
     min_pixels: int | None = None
@@ -100,6 +103,8 @@ class ProgressLMOptions(EngineOptions):
         check(isinstance(self.think, bool), "think", "true or false", self.think)
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("prompt_family", self.prompt_family, ("auto", *FAMILIES))
+        ok = isinstance(self.picture_word, str) and self.picture_word != ""
+        check(ok, "picture_word", "a non-empty string", self.picture_word)
         check_int("max_new_tokens", self.max_new_tokens, least=1)
         for name in ("min_pixels", "max_pixels"):
             if getattr(self, name) is not None:
@@ -214,6 +219,7 @@ class ProgressLM:
             "think": options.think,
             "layout": options.layout,
             "prompt_family": self._family,
+            "picture_word": options.picture_word,
             "max_new_tokens": options.max_new_tokens if options.think else self._nothink_limit,
             "min_pixels": options.min_pixels,
             "max_pixels": options.max_pixels,
@@ -244,6 +250,7 @@ class ProgressLM:
             think=self._options.think,
             layout=self._options.layout,
             family=self._family,
+            picture_word=self._options.picture_word,
             stream=stream_name(query, view),
         )
 

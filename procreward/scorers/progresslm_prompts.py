@@ -16,13 +16,24 @@ from procreward.engine import Clip, Prompt
 from procreward.errors import ConfigError
 from procreward.scorers.demonstration import Demonstration
 
-__all__ = ["FAMILIES", "LAYOUTS", "Family", "Layout", "progresslm_prompt", "prompt_sha256"]
+__all__ = [
+    "FAMILIES",
+    "LAYOUTS",
+    "PICTURE_WORD",
+    "Family",
+    "Layout",
+    "progresslm_prompt",
+    "prompt_sha256",
+]
 
 Layout: TypeAlias = Literal["eval", "train"]
 """Where the pictures of a visual demonstration stand; see :func:`progresslm_prompt`."""
 
 Family: TypeAlias = Literal["qwen2.5", "qwen3"]
 """For which models upstream worded the prompts without reasoning."""
+
+PICTURE_WORD = "<image>"
+"""What stands for each key frame in the line of percentages; plain text to Qwen's tokenizers."""
 
 LAYOUTS: tuple[str, ...] = ("eval", "train")
 FAMILIES: tuple[str, ...] = ("qwen2.5", "qwen3")
@@ -149,6 +160,7 @@ def progresslm_prompt(
     think: bool = True,
     layout: Layout = "eval",
     family: Family = "qwen2.5",
+    picture_word: str = PICTURE_WORD,
     stream: str | None = None,
 ) -> Prompt:
     """Write the question about one picture.
@@ -168,6 +180,7 @@ def progresslm_prompt(
             prompts never name the goal.
         layout: The layout; ``"train"`` only with reasoning.
         family: Whose wording without reasoning; with reasoning both are the same.
+        picture_word: What stands for each key frame in the line of percentages (layout ``"eval"``).
         stream: For :attr:`procreward.engine.Prompt.stream`.
 
     Returns:
@@ -188,7 +201,7 @@ def progresslm_prompt(
         return Prompt(parts=_train_parts(goal, demo, state), stream=stream)
     system = _system(demo.visual, think, family)
     if demo.visual:
-        parts = _visual_parts(goal, demo, state, think, family)
+        parts = _visual_parts(goal, demo, state, think, family, picture_word)
     else:
         parts = _text_parts(goal, demo, state, think)
     return Prompt(parts=parts, system=system, stream=stream)
@@ -231,10 +244,10 @@ def _text_parts(goal: str, demo: Demonstration, state: Clip, think: bool) -> tup
 
 
 def _visual_parts(
-    goal: str, demo: Demonstration, state: Clip, think: bool, family: Family
+    goal: str, demo: Demonstration, state: Clip, think: bool, family: Family, word: str
 ) -> tuple[Clip | str, ...]:
     head = (_VISUAL_SYSTEM, f"The overall task goal is {goal}", _DEMO) if think else (_DEMO,)
-    shifts = _SHIFTS + " ".join(f"<image> {percent}%" for percent in demo.percents)
+    shifts = _SHIFTS + " ".join(f"{word} {percent}%" for percent in demo.percents)
     return (*head, *_key_frames(demo), shifts, _STATE, state, _task(True, think, family))
 
 
