@@ -2,7 +2,6 @@
 
 * :func:`fixed_length` - a query cut or padded to the number of frames that a model is asked with.
 * :func:`padded_frames` - how many of a query's frames are repeats.
-* :func:`only_view` - the one view that a model looks at.
 * :func:`sigmoid` - log-odds as a probability.
 """
 
@@ -12,10 +11,9 @@ import dataclasses
 import math
 from typing import Literal, TypeAlias, get_args
 
-from procreward.errors import ConfigError, UnknownNameError
 from procreward.types import Query
 
-__all__ = ["SAMPLINGS", "Sampling", "fixed_length", "only_view", "padded_frames", "sigmoid"]
+__all__ = ["SAMPLINGS", "Sampling", "fixed_length", "padded_frames", "sigmoid"]
 
 Sampling: TypeAlias = Literal["last", "uniform"]
 """Which frames of a longer clip are kept: the newest, or evenly spread ones with both ends."""
@@ -76,31 +74,6 @@ def padded_frames(query: Query) -> int:
         query: The query; equal ``frame_steps`` are one frame.
     """
     return len(query.frame_steps) - len(set(query.frame_steps))
-
-
-def only_view(query: Query, scorer: str, view: str | None) -> str:
-    """Return the name of the view that a scorer of one view looks at.
-
-    Args:
-        query: The query.
-        scorer: What the message calls the scorer.
-        view: The view that is configured, or None to take the only one.
-
-    Raises:
-        UnknownNameError: If the configured view is not in the query.
-        ConfigError: If none is configured and the query has several.
-    """
-    if view is not None:
-        if view not in query.frames:
-            raise UnknownNameError("view", view, query.frames)
-        return view
-    if len(query.frames) != 1:
-        raise ConfigError(
-            f"{scorer} looks at one view, got {len(query.frames)}: "
-            f"{', '.join(sorted(query.frames))}. Give the environment one view or set the scorer's "
-            "option `view`."
-        )
-    return next(iter(query.frames))
 
 
 def sigmoid(log_odds: float) -> float:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from procreward.checks import check_choice, check_int, check_unit
 from procreward.engine import Clip, Engine, Generation, NumberReading, Prompt
-from procreward.errors import ConfigError, UnknownNameError
-from procreward.scorers import check_query
+from procreward.scorers import check_query, only_view
 from procreward.scorers.building import (
     EngineOptions,
     frame_keys,
@@ -35,7 +34,7 @@ from procreward.scorers.procvlm_text import (
     procvlm_prompt,
     read_progress,
 )
-from procreward.types import Frames, Query, Score
+from procreward.types import Query, Score
 
 if TYPE_CHECKING:
     from procreward.config import ScorerConfig
@@ -190,8 +189,8 @@ class ProcVLM:
 
     def _prompt(self, query: Query) -> Prompt:
         check_query(query)
-        view, frames = self._view(query)
-        clip = Clip(frames=frames, keys=frame_keys(query, view))
+        view = only_view(query, "ProcVLM", self._options.view)
+        clip = Clip(frames=query.frames[view], keys=frame_keys(query, view))
         text = procvlm_prompt(query.instruction)
         first = self._options.image_order == "images_first"
         return Prompt(
@@ -199,20 +198,6 @@ class ProcVLM:
             assistant_prefix=DIRECT_PREFIX if self._direct else "",
             stream=stream_name(query, view),
         )
-
-    def _view(self, query: Query) -> tuple[str, Frames]:
-        name = self._options.view
-        if name is not None:
-            if name not in query.frames:
-                raise UnknownNameError("view", name, query.frames)
-            return name, query.frames[name]
-        if len(query.frames) != 1:
-            raise ConfigError(
-                f"ProcVLM looks at one view, got {len(query.frames)}: "
-                f"{', '.join(sorted(query.frames)) or 'none'}. Give the environment one view or "
-                "set the scorer's option `view`."
-            )
-        return next(iter(query.frames.items()))
 
     @property
     def _direct(self) -> bool:

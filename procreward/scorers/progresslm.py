@@ -16,7 +16,7 @@ from procreward.checks import check, check_choice, check_int
 from procreward.config import JSON
 from procreward.engine import Clip, Engine, Generation, Prompt
 from procreward.errors import ConfigError
-from procreward.scorers import check_query
+from procreward.scorers import check_query, only_view
 from procreward.scorers.building import (
     EngineOptions,
     frame_keys,
@@ -30,7 +30,6 @@ from procreward.scorers.demonstration import (
     load_demonstrations,
 )
 from procreward.scorers.engines import build_engine
-from procreward.scorers.likelihood import only_view
 from procreward.scorers.progresslm_prompts import (
     FAMILIES,
     LAYOUTS,

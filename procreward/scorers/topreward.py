@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from procreward.checks import check, check_choice, check_frame_size, check_int, is_number
 from procreward.engine import Clip, Engine, Prompt
-from procreward.scorers import check_query
+from procreward.scorers import check_query, only_view
 from procreward.scorers.building import EngineOptions, frame_keys, options_from
 from procreward.scorers.engines import build_engine
 from procreward.scorers.likelihood import (
     SAMPLINGS,
     Sampling,
     fixed_length,
-    only_view,
     padded_frames,
     sigmoid,
 )

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procreward.errors import ConfigError, UnknownNameError
-from procreward.scorers.likelihood import fixed_length, only_view, padded_frames, sigmoid
+from procreward.scorers import only_view
+from procreward.scorers.likelihood import fixed_length, padded_frames, sigmoid
 from procreward.types import Query
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from procreward.config import ScorerConfig, load_preset
 from procreward.engine import Clip, Generation, Prompt, Stop
 from procreward.engine.fast import FastEngine
+from procreward.engine.generic import GenericEngine
+from procreward.engine.generic_loading import load_generic
 from procreward.engine.loading import load_model
 from procreward.engine.reference import ReferenceEngine
 from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
@@ -21,7 +23,7 @@ from procreward.scorers.progresslm import ProgressLM, ProgressLMOptions
 from procreward.scorers.progresslm_prompts import progresslm_prompt
 from procreward.scorers.progresslm_text import NOTHINK_STOP
 from procreward.types import Query, Scorer
-from tests.tiny import save_tiny, save_tiny_qwen25
+from tests.tiny import save_tiny, save_tiny_generic, save_tiny_qwen25
 
 GOAL = "put the cup away"
 STEPS = ("pick up the cup", "open the door", "put it in")
@@ -192,6 +194,7 @@ class TestOptions:
             ({"layout": "sft"}, "`layout` must be one of 'eval', 'train', got 'sft'"),
             ({"layout": "train", "think": False}, "`layout` must be 'eval' where `think` is false"),
             ({"prompt_family": "qwen2"}, "`prompt_family` must be one of 'auto', 'qwen2.5'"),
+            ({"picture_word": ""}, "`picture_word` must be a non-empty string"),
             ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer of at least 1"),
             ({"demo_frames": 1}, "`demo_frames` must be an integer of at least 2"),
             ({"min_pixels": 10}, "`min_pixels` must be an integer of at least 1024"),
@@ -293,6 +296,19 @@ class TestFromConfig:
         answer = scorer.score([later])
         assert (engine.stats.frames_encoded, engine.stats.frames_reused) == (6, 4)
         assert answer == ProgressLM(ReferenceEngine(loaded), VISUAL, options).score([later])
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"layout": "train"}, {"picture_word": "picture"}, {"picture_word": "it", "think": False}],
+        ids=["train", "think", "nothink"],
+    )
+    def test_a_model_of_another_maker(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        engine = GenericEngine(load_generic(str(save_tiny_generic(tmp_path / "llava"))))
+        shown = [ProgressLMOptions(max_new_tokens=4, **options), ProgressLMOptions()]
+        (score,) = ProgressLM(engine, VISUAL, shown[0]).score([query()])
+        assert score.reason in ("truncated", "unparsable")
+        with pytest.raises(InstructionError, match="must not contain control tokens"):
+            ProgressLM(engine, VISUAL, shown[1]).score([query()])
 
     def test_small_pictures_are_enlarged_on_request(
         self, models: dict[str, Path], folder: Path

@@ -106,6 +106,12 @@ def test_percentages_that_are_given_are_written() -> None:
     assert f"{demonstration}100%." in progresslm_prompt(GOAL, steps, STATE).parts
 
 
+def test_another_word_for_a_picture() -> None:
+    parts = progresslm_prompt(GOAL, VISUAL, STATE, picture_word="picture").parts
+    shifts = "picture 0% picture 17% picture 33% picture 50% picture 67% picture 83% picture 100%"
+    assert f"The progress shifts across all given visual demos is: {shifts}" in parts
+
+
 def test_wrong_choices_are_refused() -> None:
     with pytest.raises(ConfigError, match="`layout` must be 'eval' where `think` is false"):
         progresslm_prompt(GOAL, TEXT, STATE, think=False, layout="train")
