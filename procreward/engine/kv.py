@@ -8,7 +8,16 @@ import torch
 
 from procreward.errors import ConfigError
 
-__all__ = ["AttentionPlan", "KVCache", "masked_columns", "plan_attention", "score_bias"]
+__all__ = [
+    "AttentionPart",
+    "AttentionPlan",
+    "KVCache",
+    "masked_columns",
+    "plan_attention",
+    "plan_static",
+    "score_bias",
+    "write_columns",
+]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -99,27 +108,84 @@ def masked_columns(cache: KVCache, rows: torch.Tensor, columns: torch.Tensor) ->
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionPart:
+    """What some neighbouring tokens of a call see.
+
+    Attributes:
+        tokens: How many tokens.
+        end: Columns of the cache that are read for them, from the first on.
+        causal: Whether token ``i`` sees columns 0 to ``i``; ``bias`` is None then.
+        bias: Added to the scores, ``(batch or 1, 1, tokens, end)``: 0 where seen, minus infinity
+            elsewhere. None when all of the columns are seen.
+        packed: Whether the query heads that share a key head are to be rows of one matrix, for
+            which ``bias`` holds the tokens' rows once per head: nothing of a long cache is copied
+            for them then.
+    """
+
+    tokens: int
+    end: int
+    causal: bool = False
+    bias: torch.Tensor | None = None
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionPlan:
     """What the tokens of one call see, the same for every layer.
 
     Attributes:
         start: Column of the first token.
-        end: Column behind the last token; keys up to there are read.
-        causal: How many leading tokens are attended causally without a mask (empty cache only).
-        bias: Added to the scores of the other tokens, ``(batch or 1, 1, others, end)``: 0 where
-            seen, minus infinity elsewhere. None when they see every column.
-        packed: Whether the query heads that share a key head are rows of one matrix, and ``bias``
-            is repeated for them: nothing of a long cache is copied then.
+        end: Column behind the last token.
+        parts: The tokens in order.
         columns: ``(tokens,) int64``, where keys are written, when that is only known on the
             device; None for ``start`` to ``end``.
     """
 
     start: int
     end: int
-    causal: int = 0
-    bias: torch.Tensor | None = None
-    packed: bool = False
+    parts: tuple[AttentionPart, ...]
     columns: torch.Tensor | None = None
+
+    def last(self, keep: int, *, groups: int, like: torch.Tensor) -> AttentionPlan:
+        """The plan for the last tokens alone, when all keys are written already.
+
+        Args:
+            keep: How many tokens.
+            groups: Query heads per key head.
+            like: A tensor of the precision and on the device of the scores.
+
+        Returns:
+            The plan.
+        """
+        parts: list[AttentionPart] = []
+        for part in reversed(self.parts):
+            if keep:
+                parts.append(_last(part, min(keep, part.tokens), groups, like))
+                keep -= parts[-1].tokens
+        return AttentionPlan(start=self.start, end=self.end, parts=tuple(parts[::-1]))
+
+
+def _last(part: AttentionPart, keep: int, groups: int, like: torch.Tensor) -> AttentionPart:
+    if keep == part.tokens:
+        return part
+    if not part.causal:
+        bias = part.bias
+        if bias is not None:
+            heads = bias.view(len(bias), 1, -1, part.tokens, part.end)
+            bias = heads[..., -keep:, :].flatten(2, 3)
+        return AttentionPart(tokens=keep, end=part.end, bias=bias, packed=part.packed)
+    if keep == 1:
+        return AttentionPart(tokens=1, end=part.end)
+    ones = torch.ones(1, keep, part.end, dtype=torch.bool, device=like.device)
+    return _masked(ones.tril_(part.end - keep), groups, like.dtype)
+
+
+def _masked(seen: torch.Tensor, groups: int, dtype: torch.dtype) -> AttentionPart:
+    """A part with a mask ``(batch or 1, tokens, end) bool``; packed if heads share keys."""
+    _, tokens, end = seen.shape
+    rows = seen.repeat(1, groups, 1) if groups > 1 else seen
+    bias = score_bias(rows[:, None], dtype)
+    return AttentionPart(tokens=tokens, end=end, bias=bias, packed=groups > 1)
 
 
 def plan_attention(
@@ -147,18 +213,41 @@ def plan_attention(
     """
     start, end = cache.used, cache.used + tokens
     nodes = 0 if tree is None else tree.shape[-1]
-    plain = cache.full and valid is None
-    if plain and not nodes and (start == 0 or tokens == 1):
-        return AttentionPlan(start=start, end=end, causal=0 if start else tokens)
-    # Behind an empty, unpadded cache, only the nodes of a tree need a mask.
-    causal = tokens - nodes if plain and start == 0 else 0
-    seen = _seen(cache, tokens, valid, tree)[:, None, causal:]
-    packed = groups > 1 and (start > 0 or nodes > 0)
-    if packed:
-        seen = seen.repeat(1, 1, groups, 1)
-    return AttentionPlan(
-        start=start, end=end, causal=causal, bias=score_bias(seen, dtype), packed=packed
-    )
+    if not cache.full or valid is not None:
+        # A whole padded prompt is masked the way transformers does it: bit-equal, but copying.
+        prompt = start == 0 and nodes == 0
+        seen = _seen(cache, tokens, valid, tree)
+        part = _masked(seen, 1 if prompt else groups, dtype)
+        return AttentionPlan(start=start, end=end, parts=(part,))
+    if start == 0:
+        # Only the nodes of a tree need a mask.
+        causal = tokens - nodes
+        parts = [AttentionPart(tokens=causal, end=causal, causal=causal > 1)] if causal else []
+        if nodes:
+            parts.append(_masked(_seen(cache, tokens, None, tree)[:, causal:], groups, dtype))
+        return AttentionPlan(start=start, end=end, parts=tuple(parts))
+    if tokens == 1:
+        return AttentionPlan(start=start, end=end, parts=(AttentionPart(tokens=1, end=end),))
+    part = _masked(_seen(cache, tokens, None, tree), groups, dtype)
+    return AttentionPlan(start=start, end=end, parts=(part,))
+
+
+def plan_static(
+    columns: torch.Tensor, seen: torch.Tensor, *, groups: int, dtype: torch.dtype
+) -> AttentionPlan:
+    """Plan a call whose shapes do not depend on what the cache holds.
+
+    Args:
+        columns: ``(tokens,) int64``, the column of each token.
+        seen: ``(batch, tokens, capacity) bool``, what each token sees.
+        groups: Query heads per key head.
+        dtype: Precision of the scores.
+
+    Returns:
+        The plan.
+    """
+    part = _masked(seen, groups, dtype)
+    return AttentionPlan(start=0, end=part.end, parts=(part,), columns=columns)
 
 
 def _seen(
@@ -200,3 +289,31 @@ def score_bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     room = -(-columns // 16) * 16 if seen.device.type == "cuda" else columns
     bias = torch.zeros(*seen.shape[:-1], room, dtype=dtype, device=seen.device)[..., :columns]
     return bias.masked_fill_(~seen, float("-inf"))
+
+
+def write_columns(
+    cache: KVCache, layer: int, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the keys and values of a call into the cache.
+
+    Args:
+        cache: The cache, changed in place.
+        layer: Number of the layer.
+        key: ``(batch, kv_heads, tokens, head_dim)``.
+        value: As ``key``.
+        plan: Where they go.
+
+    Returns:
+        The keys and values that the call's tokens may read, as views or as given.
+    """
+    keys, values = cache.keys[layer], cache.values[layer]
+    if plan.columns is not None:
+        keys.index_copy_(2, plan.columns, key)
+        values.index_copy_(2, plan.columns, value)
+        return keys, values
+    tokens = key.shape[2]
+    keys.narrow(2, plan.start, tokens).copy_(key)
+    values.narrow(2, plan.start, tokens).copy_(value)
+    if plan.start == 0:
+        return key, value
+    return keys.narrow(2, 0, plan.end), values.narrow(2, 0, plan.end)

@@ -16,11 +16,13 @@ import torch
 from torch.nn import functional
 
 from procreward.engine.kv import (
+    AttentionPart,
     AttentionPlan,
     KVCache,
     masked_columns,
     plan_attention,
-    score_bias,
+    plan_static,
+    write_columns,
 )
 from procreward.engine.loading import LoadedModel
 from procreward.errors import ArchitectureError, ConfigError
@@ -129,6 +131,7 @@ class Decoder(ABC):
         valid: torch.Tensor | None = None,
         tree: torch.Tensor | None = None,
         visual: VisualTokens | None = None,
+        keep: int | None = None,
     ) -> torch.Tensor:
         """Read a chunk of tokens and append it to the cache.
 
@@ -145,9 +148,11 @@ class Decoder(ABC):
                 are then nodes of a tree: node ``i`` sees what is valid before the tree and the
                 nodes ``j`` with ``tree[i, j]``, itself included.
             visual: Where visual tokens are and their deepstack features.
+            keep: How many of the last tokens' hidden states are wanted, at least 1. The last layer
+                is then run for these alone. None means all.
 
         Returns:
-            ``(batch, tokens, hidden)``, behind the final norm.
+            ``(batch, keep or tokens, hidden)``, behind the final norm.
 
         Raises:
             ConfigError: If the cache has no room for the tokens.
@@ -163,7 +168,7 @@ class Decoder(ABC):
         plan = plan_attention(
             cache, tokens, valid=valid, tree=tree, groups=self._groups, dtype=embeds.dtype
         )
-        hidden = self._run(embeds, positions, cache, plan, visual)
+        hidden = self._run(embeds, positions, cache, plan, visual, min(keep or tokens, tokens))
         cache.valid[:, plan.start : plan.end] = True if valid is None else valid
         cache.full = cache.full and valid is None
         cache.used = plan.end
@@ -193,16 +198,8 @@ class Decoder(ABC):
         Returns:
             ``(batch, tokens, hidden)``, behind the final norm.
         """
-        packed = self._groups > 1
-        rows = seen[:, None].repeat(1, 1, self._groups, 1) if packed else seen[:, None]
-        plan = AttentionPlan(
-            start=0,
-            end=cache.capacity,
-            bias=score_bias(rows, embeds.dtype),
-            packed=packed,
-            columns=columns,
-        )
-        return self._run(embeds, positions, cache, plan, None)
+        plan = plan_static(columns, seen, groups=self._groups, dtype=embeds.dtype)
+        return self._run(embeds, positions, cache, plan, None, embeds.shape[1])
 
     @abstractmethod
     def _run(
@@ -212,8 +209,9 @@ class Decoder(ABC):
         cache: KVCache,
         plan: AttentionPlan,
         visual: VisualTokens | None,
+        keep: int,
     ) -> torch.Tensor:
-        """All layers and the final norm; keys and values go into the cache."""
+        """All layers, and the final norm of the last ``keep`` tokens; the cache is written."""
 
     def _rotary(
         self, like: torch.Tensor, positions: torch.Tensor
@@ -238,59 +236,41 @@ class Decoder(ABC):
     ) -> torch.Tensor:
         """Attention as planned; returns ``(batch, tokens, heads * head_dim)``."""
         size, _, tokens, _ = query.shape
-        parts = []
-        if plan.causal:
-            length = plan.causal
-            parts.append(
-                self._shared(
-                    query[:, :, :length],
-                    key[:, :, :length],
-                    value[:, :, :length],
-                    scale,
-                    causal=length > 1,
-                )
-            )
-        if plan.causal < tokens:
-            rest = query[:, :, plan.causal :] if plan.causal else query
-            if plan.bias is None:
-                parts.append(self._shared(rest, key, value, scale, causal=False))
-            else:
-                parts.append(self._masked(rest, key, value, plan, scale))
-        seen = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        results, first = [], 0
+        for part in plan.parts:
+            here = query.narrow(2, first, part.tokens)
+            keys, values = key.narrow(2, 0, part.end), value.narrow(2, 0, part.end)
+            results.append(self._attend_part(here, keys, values, part, scale))
+            first += part.tokens
+        seen = results[0] if len(results) == 1 else torch.cat(results, dim=2)
         return seen.transpose(1, 2).reshape(size, tokens, -1)
 
-    def _shared(
+    def _attend_part(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        *,
-        causal: bool,
-    ) -> torch.Tensor:
-        shared = self._groups > 1 and self._head_dim <= _WIDEST_GQA
-        if self._groups > 1 and not shared:
-            key, value = self._repeat(key), self._repeat(value)
-        return functional.scaled_dot_product_attention(
-            query, key, value, scale=scale, is_causal=causal, enable_gqa=shared
-        )
-
-    def _masked(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        plan: AttentionPlan,
+        part: AttentionPart,
         scale: float,
     ) -> torch.Tensor:
+        """Attention of the tokens of one part, ``(batch, heads, tokens, head_dim)``."""
         size, heads, tokens, width = query.shape
-        # Shared key heads and a mask together would leave the fused kernels.
-        if plan.packed:
+        shared = False
+        # Shared key heads and a mask together would leave the fused kernels on CUDA.
+        if part.packed:
             query = query.reshape(size, self._kv_heads, self._groups * tokens, width)
         elif self._groups > 1:
-            key, value = self._repeat(key), self._repeat(value)
+            shared = part.bias is None and self._head_dim <= _WIDEST_GQA
+            if not shared:
+                key, value = self._repeat(key), self._repeat(value)
         result = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=plan.bias, scale=scale
+            query,
+            key,
+            value,
+            attn_mask=part.bias,
+            is_causal=part.causal,
+            scale=scale,
+            enable_gqa=shared,
         )
         return result.reshape(size, heads, tokens, width)
 
@@ -315,21 +295,26 @@ class ModuleDecoder(Decoder):
         cache: KVCache,
         plan: AttentionPlan,
         visual: VisualTokens | None,
+        keep: int,
     ) -> torch.Tensor:
         hidden = embeds
         cos, sin = self._rotary(hidden, positions)
         factors = (cos[:, None], sin[:, None])
         places = None if visual is None else visual[0].flatten().nonzero()[:, 0]
+        features = [] if visual is None else visual[1]
+        final = len(self._text.layers) - 1
         for index, layer in enumerate(self._text.layers):
-            mixed = self._attention(index, layer, hidden, factors, cache, plan)
-            hidden = hidden + mixed
+            # Only where features follow on the last layer are all tokens needed behind it.
+            wanted = keep if index == final >= len(features) else hidden.shape[1]
+            mixed = self._attention(index, layer, hidden, factors, cache, plan, wanted)
+            hidden = hidden[:, -wanted:] + mixed
             change = layer.mlp(layer.post_attention_layernorm(hidden))
             hidden = hidden + (change[0] if isinstance(change, tuple) else change)
-            if visual is not None and index < len(visual[1]):
-                feature = visual[1][index].to(hidden.device, hidden.dtype)
+            if places is not None and index < len(features):
+                feature = features[index].to(hidden.device, hidden.dtype)
                 hidden = hidden.contiguous()
                 hidden.view(-1, hidden.shape[-1]).index_add_(0, places, feature)
-        result: torch.Tensor = self._text.norm(hidden)
+        result: torch.Tensor = self._text.norm(hidden[:, -keep:])
         return result
 
     def _attention(
@@ -340,18 +325,24 @@ class ModuleDecoder(Decoder):
         factors: tuple[torch.Tensor, torch.Tensor],
         cache: KVCache,
         plan: AttentionPlan,
+        keep: int,
     ) -> torch.Tensor:
+        """Attention of one layer, ``(batch, keep, hidden)``."""
         attention = layer.self_attn
         hidden = layer.input_layernorm(hidden)
-        shape = (*hidden.shape[:2], -1, self._head_dim)
-        query = attention.q_proj(hidden).view(shape)
-        key = attention.k_proj(hidden).view(shape)
-        value = attention.v_proj(hidden).view(shape).transpose(1, 2)
+        asking = hidden
+        if keep < hidden.shape[1]:
+            asking = hidden[:, -keep:]
+        query = attention.q_proj(asking).unflatten(-1, (-1, self._head_dim))
+        key = attention.k_proj(hidden).unflatten(-1, (-1, self._head_dim))
+        value = attention.v_proj(hidden).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
-        query = _rotate(query.transpose(1, 2), *factors)
+        query = _rotate(query.transpose(1, 2), *(factor[:, :, -keep:] for factor in factors))
         key = _rotate(key.transpose(1, 2), *factors)
-        key, value = _store(cache, index, key, value, plan)
+        key, value = write_columns(cache, index, key, value, plan)
+        if keep < hidden.shape[1]:
+            plan = plan.last(keep, groups=self._groups, like=query)
         seen = self._attend(query, key, value, plan, attention.scaling)
         result: torch.Tensor = attention.o_proj(seen)
         return result
@@ -361,22 +352,6 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     half = states.shape[-1] // 2
     turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
     return (states * cos) + (turned * sin)
-
-
-def _store(
-    cache: KVCache, index: int, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write keys and values; returns all that the call's tokens may read."""
-    keys, values = cache.keys[index], cache.values[index]
-    if plan.columns is not None:
-        keys.index_copy_(2, plan.columns, key)
-        values.index_copy_(2, plan.columns, value)
-        return keys, values
-    keys[:, :, plan.start : plan.end] = key
-    values[:, :, plan.start : plan.end] = value
-    if plan.start == 0:
-        return key, value
-    return keys[:, :, : plan.end], values[:, :, : plan.end]
 
 
 def make_decoder(loaded: LoadedModel, *, exact: bool) -> Decoder:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procreward.engine.kv import KVCache, plan_attention, score_bias
+from procreward.engine.kv import AttentionPlan, KVCache, plan_attention, score_bias
 from tests.engine.text_models import random_tree
 
 
@@ -32,6 +32,23 @@ def _expected(
     return seen
 
 
+def _allowed(plan: AttentionPlan, row: int, groups: int) -> list[list[bool]]:
+    """What a plan lets the tokens of a row see."""
+    result = []
+    for part in plan.parts:
+        seen = torch.ones(1, 1, part.tokens, part.end, dtype=torch.bool)
+        if part.causal:
+            seen = seen.tril()
+        if part.bias is not None:
+            assert not part.causal
+            heads = groups if part.packed else 1
+            seen = (part.bias == 0).view(-1, heads, part.tokens, part.end)
+            assert torch.equal(seen, seen[:, :1].expand_as(seen))
+        beyond = [False] * (plan.end - part.end)
+        result += [[*line, *beyond] for line in seen[row % len(seen), 0].tolist()]
+    return result
+
+
 @given(
     batch=st.integers(1, 3),
     used=st.integers(0, 4),
@@ -41,6 +58,7 @@ def _expected(
     one_tree=st.booleans(),
     seed=st.integers(0, 10**6),
     holes=st.booleans(),
+    keep=st.integers(1, 6),
 )
 def test_a_plan_lets_every_token_see_what_the_rule_says(
     batch: int,
@@ -51,6 +69,7 @@ def test_a_plan_lets_every_token_see_what_the_rule_says(
     one_tree: bool,
     seed: int,
     holes: bool,
+    keep: int,
 ) -> None:
     nodes = min(nodes, tokens)
     generator = torch.Generator().manual_seed(seed)
@@ -68,34 +87,27 @@ def test_a_plan_lets_every_token_see_what_the_rule_says(
         dtype=torch.float32,
     )
     assert (plan.start, plan.end) == (used, used + tokens)
-    others = tokens - plan.causal
-    if plan.bias is None:
-        seen = torch.ones(batch, others, plan.end, dtype=torch.bool)
-    else:
-        heads = groups if plan.packed else 1
-        seen = (plan.bias == 0).view(-1, heads, others, plan.end).expand(batch, -1, -1, -1)
-        assert torch.equal(seen, seen[:, :1].expand(-1, heads, -1, -1))
-        seen = seen[:, 0]
-    for row in range(batch):
-        for token in range(tokens):
-            expected = _expected(before[:, :used], valid, trees, row, token)
-            if token < plan.causal:
-                assert used == 0
-                assert expected == [column <= token for column in range(tokens)]
-            else:
-                assert seen[row, token - plan.causal].tolist() == expected
+    kept = min(keep, tokens)
+    last = plan.last(kept, groups=groups, like=torch.empty(0))
+    for whole, first in ((plan, 0), (last, tokens - kept)):
+        for row in range(batch):
+            expected = [
+                _expected(before[:, :used], valid, trees, row, token)
+                for token in range(first, tokens)
+            ]
+            assert _allowed(whole, row, groups) == expected
 
 
 def test_no_mask_is_made_where_none_is_needed() -> None:
-    def plan(cache: KVCache, tokens: int) -> tuple[int, bool]:
+    def plan(cache: KVCache, tokens: int) -> list[tuple[bool, bool]]:
         made = plan_attention(cache, tokens, valid=None, tree=None, groups=2, dtype=torch.float32)
-        return made.causal, made.bias is not None
+        return [(part.causal, part.bias is not None) for part in made.parts]
 
     full, holed = torch.ones(1, 9, dtype=torch.bool), torch.tensor([[True, False, True] * 3])
-    assert plan(_cache(full, 0), 5) == (5, False)
-    assert plan(_cache(full, 4), 1) == (0, False)
-    assert plan(_cache(full, 4), 2) == (0, True)
-    assert plan(_cache(holed, 4), 1) == (0, True)
+    assert plan(_cache(full, 0), 5) == [(True, False)]
+    assert plan(_cache(full, 4), 1) == [(False, False)]
+    assert plan(_cache(full, 4), 2) == [(False, True)]
+    assert plan(_cache(holed, 4), 1) == [(False, True)]
 
 
 def test_scores_of_unseen_columns_become_minus_infinity() -> None:
