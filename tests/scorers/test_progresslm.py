@@ -12,8 +12,6 @@ from PIL import Image
 from procreward.config import ScorerConfig, load_preset
 from procreward.engine import Clip, Generation, Prompt, Stop
 from procreward.engine.fast import FastEngine
-from procreward.engine.generic import GenericEngine
-from procreward.engine.generic_loading import load_generic
 from procreward.engine.loading import load_model
 from procreward.engine.reference import ReferenceEngine
 from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
@@ -239,6 +237,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "qwen3": save_tiny(root / "qwen3"),
         "qwen2.5": save_tiny_qwen25(root / "my own"),
+        "llava": save_tiny_generic(root / "llava"),
     }
 
 
@@ -302,13 +301,22 @@ class TestFromConfig:
         [{"layout": "train"}, {"picture_word": "picture"}, {"picture_word": "it", "think": False}],
         ids=["train", "think", "nothink"],
     )
-    def test_a_model_of_another_maker(self, tmp_path: Path, options: dict[str, Any]) -> None:
-        engine = GenericEngine(load_generic(str(save_tiny_generic(tmp_path / "llava"))))
-        shown = [ProgressLMOptions(max_new_tokens=4, **options), ProgressLMOptions()]
-        (score,) = ProgressLM(engine, VISUAL, shown[0]).score([query()])
+    def test_a_model_of_another_maker(
+        self, models: dict[str, Path], folder: Path, options: dict[str, Any]
+    ) -> None:
+        scorer = ProgressLM.from_config(
+            config(models["llava"], folder, max_new_tokens=4, **options)
+        )
+        assert scorer.describe()["engine"] == "plain"
+        (score,) = scorer.score([query()])
         assert score.reason in ("truncated", "unparsable")
+
+    def test_the_published_word_is_a_picture_to_some(
+        self, models: dict[str, Path], folder: Path
+    ) -> None:
+        scorer = ProgressLM.from_config(config(models["llava"], folder, max_new_tokens=4))
         with pytest.raises(InstructionError, match="must not contain control tokens"):
-            ProgressLM(engine, VISUAL, shown[1]).score([query()])
+            scorer.score([query()])
 
     def test_small_pictures_are_enlarged_on_request(
         self, models: dict[str, Path], folder: Path
