@@ -125,6 +125,14 @@ class Server:
             with self._lock:
                 self._now -= 1
 
+    def seen(self, count: int) -> int:
+        """How many requests have come, once there are `count`; a client may give up before that."""
+        for _ in range(1000):
+            if len(self.requests) >= count:
+                break
+            self._stopping.wait(0.02)
+        return len(self.requests)
+
     def pause(self, event: threading.Event, seconds: float | None = None) -> None:
         """Wait for an event, but not longer than the server lives."""
         while not event.is_set() and not self._stopping.is_set() and seconds is None:
