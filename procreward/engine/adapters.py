@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from procreward.engine.sources import resolve_source
+from procreward.engine.sources import read_json_object, resolve_source
 from procreward.engine.weights import LOADING
 from procreward.errors import ArchitectureError, ModelError
 
-__all__ = ["adapter_folder", "attach_adapter", "check_base_name", "merge_adapter"]
+__all__ = ["adapter_folder", "attach_adapter", "check_base_name", "leaves_base", "merge_adapter"]
 
 _FAMILY_NAMES: tuple[tuple[str, str], ...] = (
     ("qwen3_vl_moe", r"qwen-?3-?vl.*-(a\d+b|moe)"),
@@ -73,6 +73,19 @@ def check_base_name(folder: Path, config: Mapping[str, Any], family: str) -> Non
         )
 
 
+def leaves_base(folder: Path) -> bool:
+    """Tell whether an adapter that is attached leaves its base's tensors as they are.
+
+    Some bring biases or start from changed weights; peft then writes into the base.
+
+    Args:
+        folder: The adapter folder, checked.
+    """
+    config = read_json_object(folder / "adapter_config.json")
+    plain_start = config.get("init_lora_weights", True) in (True, False, "gaussian")
+    return plain_start and config.get("bias", "none") == "none"
+
+
 def merge_adapter(model: Any, folder: Path) -> Any:
     """Merge an adapter into a model's weights.
 
@@ -96,8 +109,8 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     """Put an adapter beside a model's weights.
 
     Args:
-        model: A view (:func:`procreward.engine.weights.shared_weights`): modules are replaced in
-            its tree, its tensors stay as they are.
+        model: A view (:func:`procreward.engine.weights.shared_weights`) where
+            :func:`leaves_base` says so: modules are replaced in its tree, its tensors stay.
         folder: The adapter folder, checked.
 
     Returns:

@@ -15,6 +15,7 @@ from procreward.engine.adapters import (
     adapter_folder,
     attach_adapter,
     check_base_name,
+    leaves_base,
     merge_adapter,
 )
 from procreward.engine.devices import Quantization, Setup, choose_setup, move
@@ -190,10 +191,13 @@ def load_with_adapter(
     """
     if adapter is None:
         return shared_weights(folder, kind, setup)
-    if not merge:
+    if not merge and leaves_base(adapter):
         return attach_adapter(shared_weights(folder, kind, setup), adapter)
-    model = merge_adapter(load_weights(folder, kind, setup), adapter)
-    return move(model, setup.device).eval().requires_grad_(False)
+    own = load_weights(folder, kind, setup)
+    model = merge_adapter(own, adapter) if merge else attach_adapter(own, adapter)
+    if setup.quantization == "none":
+        model = move(model, setup.device)
+    return model.eval().requires_grad_(False)
 
 
 def adapter_place(*, merge: bool, asked: bool) -> str:

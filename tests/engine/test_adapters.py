@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def test_an_adapter_over_experts_runs_beside_and_merged(tmp_path: Path) -> None:
     del model
     ids = torch.arange(30)[None] * 11 % 390
     adapter = str(tmp_path / "adapter")
+    alone = load_model(str(folder), threads=1).model
+    before = {name: tensor.clone() for name, tensor in alone.state_dict().items()}
     with torch.inference_mode():
         base, merged, beside = (
             load_model(str(folder), threads=1, **options).model(input_ids=ids).logits
@@ -120,6 +123,38 @@ def test_an_adapter_over_experts_runs_beside_and_merged(tmp_path: Path) -> None:
         )
     assert (merged - base).abs().max() > 1e-2
     assert (merged - beside).abs().max() < 1e-5 * merged.abs().max()
+    assert alone.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in alone.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{"bias": "lora_only"}, {"init_lora_weights": "pissa"}])
+def test_an_adapter_that_writes_into_its_base_gets_one_of_its_own(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    folder = save_tiny_qwen25(tmp_path / "model")
+    settings = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", **options)
+    with quiet_peft(), torch.no_grad():
+        trained = get_peft_model(load_model(str(folder), threads=1).model, settings)
+        for name, weight in trained.named_parameters():
+            if "lora_" in name or "q_proj.base_layer.bias" in name:
+                weight += 0.1
+        trained.save_pretrained(tmp_path / "adapter")
+    del trained
+    gc.collect()
+    base = load_model(str(folder), threads=1).model
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    adapter = str(tmp_path / "adapter")
+    ids = torch.arange(30)[None] * 11 % 390
+    with torch.inference_mode():
+        merged, beside = (
+            load_model(str(folder), adapter=adapter, merge_adapter=merge).model(input_ids=ids)
+            for merge in (True, False)
+        )
+        assert (base(input_ids=ids).logits - beside.logits).abs().max() > 1e-2
+    assert (merged.logits - beside.logits).abs().max() < 1e-5 * merged.logits.abs().max()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
 
 
 def test_what_peft_cannot_read_is_said(tiny_folder: Path, tmp_path: Path) -> None:

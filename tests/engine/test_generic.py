@@ -202,7 +202,7 @@ class TestLabels:
                 engine.label_nll([MIXED[0]], labels)
         with pytest.raises(ConfigError, match="`end_tokens` must be one of"):
             engine.label_nll([MIXED[0]], LABELS, end_tokens="all")  # type: ignore[arg-type]
-        # Behind "complet" the label's first letter becomes part of another token.
+        # The label's first letters become part of the token before it.
         merging = ask("x", assistant_prefix="compl")
         with pytest.raises(ConfigError, match="tokenised apart"):
             engine.label_nll([merging], ("ete",), end_tokens="none")
