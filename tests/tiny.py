@@ -11,37 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
 )
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
-_PRETOKENIZE = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+from procreward.bench.twins import (
+    CLIP_STATISTICS,
+    TwinSize,
+    image_settings,
+    make_tokenizer,
+    qwen3_config,
+    qwen25_config,
+    train_tokenizer,
 )
 
 _CORPUS = (
@@ -54,11 +43,6 @@ _CORPUS = (
     "instruction already completed?\nAnswer exactly one label: not complete or complete.",
     "user\n assistant\n 0.1 seconds",
 )
-
-CLIP_STATISTICS = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 
 _MOE_TEXT_KEYS = (
     "vocab_size",
@@ -83,80 +67,20 @@ _GENERIC_TEMPLATE = (
 
 @cache
 def _trained() -> str:
-    tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PRETOKENIZE), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_CORPUS * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return tokenizer.to_str()
+    return train_tokenizer(_CORPUS * 4, 400)
 
 
 def tiny_tokenizer() -> Any:
     """A byte-level BPE of about 400 tokens with Qwen's pre-tokeniser and control tokens."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained()),
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=list(SPECIAL_TOKENS),
-        clean_up_tokenization_spaces=False,
-    )
+    return make_tokenizer(_trained())
 
 
 def tiny_config(
     tokenizer: Any, *, hidden: int = 64, text_layers: int = 2, vision_layers: int = 2
-) -> Qwen3VLConfig:
+) -> Any:
     """A configuration with every part of the real one: GQA, deepstack, interleaved M-RoPE."""
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names}
-    head = hidden // 4
-    return Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": hidden * 2,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": head,
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
-                "mrope_interleaved": True,
-                "rope_theta": 5e6,
-            },
-        },
-        vision_config={
-            "depth": vision_layers,
-            "hidden_size": hidden,
-            "intermediate_size": hidden * 2,
-            "num_heads": 4,
-            "patch_size": 16,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
-            "out_hidden_size": hidden,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": list(range(min(3, vision_layers, text_layers))),
-            "initializer_range": 0.2,
-        },
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"],
-        vision_end_token_id=ids["vision_end"],
-        tie_word_embeddings=True,
-    )
+    size = TwinSize.square(hidden, layers=text_layers, vision_layers=vision_layers)
+    return qwen3_config(tokenizer, size)
 
 
 def save_tiny(
@@ -176,9 +100,7 @@ def save_tiny(
         tokenizer, hidden=hidden, text_layers=text_layers, vision_layers=vision_layers
     )
     _save(folder, Qwen3VLForConditionalGeneration, config, tokenizer, seed=seed, dtype=dtype)
-    size = {"shortest_edge": min_pixels, "longest_edge": 16_777_216}
-    image = {"size": size, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
-    image |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image = image_settings("qwen3_vl", min_pixels=min_pixels)
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     if own is not None:
         (folder / "procreward.json").write_text(json.dumps(own))
@@ -210,9 +132,7 @@ def save_tiny_moe(
         **{key: value for key, value in dense.items() if key.endswith("_token_id")},
     )
     _save(folder, Qwen3VLMoeForConditionalGeneration, config, tokenizer, seed=seed)
-    size = {"shortest_edge": min_pixels, "longest_edge": 16_777_216}
-    image = {"size": size, "patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
-    image |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image = image_settings("qwen3_vl", min_pixels=min_pixels)
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     return folder
 
@@ -234,51 +154,10 @@ def save_tiny_qwen25(
     tokens along a side by default), the last to the whole picture, as the real ones do.
     """
     tokenizer = tiny_tokenizer()
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names}
-    half = hidden // 8
-    section = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": hidden * 2,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": section,
-                "rope_theta": 1e6,
-            },
-            "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-            "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": vision_layers,
-            "hidden_size": hidden,
-            "intermediate_size": hidden * 2,
-            "num_heads": 4,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
-            "out_hidden_size": hidden,
-            "window_size": window_size,
-            "fullatt_block_indexes": [vision_layers - 1],
-            "initializer_range": 0.2,
-        },
-        tie_word_embeddings=True,
-        image_token_id=ids["image_pad"],
-        video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"],
-        vision_end_token_id=ids["vision_end"],
-    )
+    size = TwinSize.square(hidden, layers=text_layers, vision_layers=vision_layers)
+    config = qwen25_config(tokenizer, size, window_size=window_size)
     _save(folder, Qwen2_5_VLForConditionalGeneration, config, tokenizer, seed=seed, dtype=dtype)
-    image = {"min_pixels": min_pixels, "max_pixels": 12_845_056, "patch_size": 14}
-    image |= {"merge_size": 2, "temporal_patch_size": 2} | CLIP_STATISTICS
+    image = image_settings("qwen2_5_vl", min_pixels=min_pixels)
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     return folder
 
