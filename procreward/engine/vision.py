@@ -6,7 +6,6 @@ call. Here all pictures of one size share one attention call per layer and their
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,15 @@ import torch
 from torch.nn import functional
 
 from procreward.checks import check_int
+from procreward.engine.fused_vision import FusedTower, suits_fused_tower
 from procreward.engine.loading import LoadedModel
 from procreward.engine.preprocess import Patches
+from procreward.engine.vision_tables import VisionTables, measure_tables
 from procreward.errors import ArchitectureError
 
 __all__ = ["Features", "VisionTower"]
 
-_MAX_PATCHES = {"cpu": 4096, "cuda": 32_768}
+_MAX_PATCHES = {"cpu": 2048, "cuda": 32_768}
 _Operator = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -103,8 +104,10 @@ class VisionTower:
         self._max_patches = max_patches
         tower = loaded.model.model.visual
         self._merge = int(tower.spatial_merge_size) ** 2
-        self._run: _PictureTower | _WindowTower
-        if hasattr(tower, "deepstack_merger_list"):
+        self._run: _PictureTower | _WindowTower | FusedTower
+        if not exact and suits_fused_tower(tower):
+            self._run = FusedTower(tower)
+        elif hasattr(tower, "deepstack_merger_list"):
             self._run = _PictureTower(tower, exact)
         else:
             self._run = _WindowTower(tower)
@@ -152,23 +155,6 @@ def _join(patches: Sequence[Patches]) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Tables:
-    """What depends on a picture's size only.
-
-    Attributes:
-        places: ``(tokens, hidden)`` learned position embeddings.
-        cos: ``(tokens, 1, head_dim) float32`` rotary factors.
-        sin: The same.
-        signed: The sines, their first half negated.
-    """
-
-    places: torch.Tensor
-    cos: torch.Tensor
-    sin: torch.Tensor
-    signed: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Block:
     """A layer's operators."""
 
@@ -210,12 +196,12 @@ class _PictureTower:
             )
             for number, block in enumerate(tower.blocks)
         ]
-        self._tables: dict[tuple[int, int], _Tables] = {}
+        self._tables: dict[tuple[int, int], VisionTables] = {}
 
     def __call__(self, taps: torch.Tensor, temporal: int, size: tuple[int, int]) -> torch.Tensor:
         tables = self._tables.get(size)
         if tables is None:
-            tables = self._tables[size] = _measure(self._tower, size)
+            tables = self._tables[size] = measure_tables(self._tower, size)
         tokens = size[0] * size[1]
         hidden = self._embed(taps, temporal).view(-1, tokens, tables.places.shape[-1])
         hidden = hidden + tables.places
@@ -242,7 +228,7 @@ class _PictureTower:
         pixels = taps.expand(-1, -1, temporal, -1).reshape(len(taps), -1)
         return functional.linear(pixels, self._weight, self._conv.bias)
 
-    def _attend(self, block: _Block, normed: torch.Tensor, tables: _Tables) -> torch.Tensor:
+    def _attend(self, block: _Block, normed: torch.Tensor, tables: VisionTables) -> torch.Tensor:
         count, tokens, _ = normed.shape
         mixed = block.qkv(normed).view(count, tokens, 3, self._heads, -1)
         value = mixed[:, :, 2]
@@ -290,7 +276,7 @@ def _merged(output: Any, tokens: int) -> torch.Tensor:
     )
 
 
-def _rotate(states: torch.Tensor, tables: _Tables) -> torch.Tensor:
+def _rotate(states: torch.Tensor, tables: VisionTables) -> torch.Tensor:
     """Turn queries or keys exactly as the tower does, in float32."""
     wide = states.float()
     first, second = wide.chunk(2, dim=-1)
@@ -311,47 +297,3 @@ def _operator(module: Any) -> _Operator:
             eps=module.eps,
         )
     return module  # type: ignore[no-any-return]
-
-
-class _Blank(torch.nn.Module):
-    """Stands in for the patch embedding: no picture at all."""
-
-    def __init__(self, hidden: int, like: torch.Tensor) -> None:
-        super().__init__()
-        self._hidden, self._like = hidden, like
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._like.new_zeros(len(pixels), self._hidden)
-
-
-class _Probe(torch.nn.Module):
-    """Stands in for the layers: keeps what enters the first one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: tuple[torch.Tensor, Any] | None = None
-
-    def forward(self, hidden_states: torch.Tensor, **named: Any) -> torch.Tensor:
-        self.seen = (hidden_states, named["position_embeddings"])
-        return hidden_states
-
-
-def _measure(tower: Any, size: tuple[int, int]) -> _Tables:
-    """Read a size's tables off the tower itself: what enters its first layer for no picture."""
-    weight = tower.patch_embed.proj.weight
-    probe = _Probe()
-    # A shallow twin, so that nobody who uses the tower meanwhile sees the stand-ins.
-    twin = copy.copy(tower)
-    stand_ins = {
-        "patch_embed": _Blank(weight.shape[0], weight.detach()),
-        "blocks": torch.nn.ModuleList([probe]),
-    }
-    twin.__dict__["_modules"] = {**tower._modules, **stand_ins}
-    pixels = weight.new_zeros(size[0] * size[1], weight[0].numel())
-    twin(pixels, grid_thw=torch.tensor([[1, *size]], device=weight.device))
-    assert probe.seen is not None
-    places, (cos, sin) = probe.seen
-    cos, sin = cos.float()[:, None], sin.float()[:, None]
-    half = sin.shape[-1] // 2
-    signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-    return _Tables(places=places.clone(), cos=cos, sin=sin, signed=signed)

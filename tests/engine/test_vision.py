@@ -96,6 +96,39 @@ def test_exact_is_transformers_to_the_bit_in_bfloat16() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", [*CASES])
+def test_layers_that_are_not_plain_are_called(name: str, exact: bool) -> None:
+    loaded = qwen3()
+    for block in loaded.model.model.visual.blocks:
+        block.attn.qkv.__class__ = _Louder
+        block.mlp.linear_fc2.__class__ = _Louder
+    patches = CASES[name]
+    whole = Features.cat(VisionTower(loaded, exact=exact).encode(patches))
+    plain = Features.cat(VisionTower(qwen3(), exact=exact).encode(patches))
+    assert float((whole.levels - plain.levels).abs().max()) > 0.1
+    expected = theirs(loaded, patches)
+    for one, other in zip([whole.embeds, *whole.deepstack], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+class _Louder(torch.nn.Linear):
+    """Stands for a layer with an adapter or in four bits."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 1.5
+
+
+def test_the_faster_form_is_close_in_bfloat16() -> None:
+    half = qwen3(torch.bfloat16)
+    patches = CASES["still and moving of one size"]
+    exact = Features.cat(VisionTower(half, exact=True).encode(patches)).levels.float()
+    faster = Features.cat(VisionTower(half, exact=False).encode(patches)).levels.float()
+    whole = Features.cat(VisionTower(qwen3(), exact=True).encode(patches)).levels
+    noise = (exact - whole).abs().mean()
+    assert (faster - whole).abs().mean() < 1.5 * noise
+
+
 @pytest.mark.parametrize("name", [*CASES])
 def test_the_faster_form_differs_in_rounding_only(name: str, model: LoadedModel) -> None:
     whole = Features.cat(VisionTower(model, exact=False).encode(CASES[name]))
