@@ -127,11 +127,14 @@ class FastEngine:
     @property
     def stats(self) -> EngineStats:
         """What was done so far."""
-        frames = self._frames.stats
+        frames, read = self._frames.stats, self._recall.stats
         return replace(
             self._counts,
             frames_encoded=frames.frames_encoded,
             frames_reused=frames.frames_reused,
+            tokens_read=read.tokens_read,
+            tokens_reused=read.tokens_reused,
+            passes=self._counts.passes + read.passes,
         )
 
     def generate(
@@ -406,13 +409,7 @@ class FastEngine:
         tree: TokenTree | None = None,
         room: int = 0,
     ) -> Reading:
-        reading = self._recall.read(rows, guesses=guesses, tree=tree, room=room)
-        self._count(
-            passes=1,
-            tokens_read=sum(row.length for row in rows),
-            tokens_reused=sum(row.reused for row in rows),
-        )
-        return reading
+        return self._recall.read(rows, guesses=guesses, tree=tree, room=room)
 
     def _number_reader(self, lead: str, largest: float) -> NumberReader:
         reader = self._numbers.get((lead, largest))

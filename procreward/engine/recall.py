@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from procreward.engine.language import Decoder
 from procreward.engine.prefixes import LEAST_SHARED, Prefix, PrefixStore
 from procreward.engine.rows import Reading, Row, read_rows
 from procreward.engine.tree import TokenTree
 
-__all__ = ["Recall"]
+__all__ = ["Recall", "RecallStats"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallStats:
+    """What was read and what was known; a snapshot.
+
+    Attributes:
+        passes: Forward passes of the language model over prompts.
+        tokens_read: Tokens of prompts that went through it.
+        tokens_reused: Tokens of prompts whose keys and values were kept from an earlier pass.
+    """
+
+    passes: int = 0
+    tokens_read: int = 0
+    tokens_reused: int = 0
 
 
 class Recall:
@@ -25,6 +41,12 @@ class Recall:
         self._decoder = decoder
         self._store = store
         self._pad_id = pad_id
+        self._stats = RecallStats()
+
+    @property
+    def stats(self) -> RecallStats:
+        """What was read so far."""
+        return self._stats
 
     def read(
         self,
@@ -50,6 +72,7 @@ class Recall:
         reading = read_rows(
             self._decoder, rows, pad_id=self._pad_id, guesses=guesses, tree=tree, room=room
         )
+        self._count(sum(row.length for row in rows), sum(row.reused for row in rows))
         for index, row in enumerate(rows):
             self._keep(reading, index, row)
         return reading
@@ -81,10 +104,19 @@ class Recall:
         """Read a head that other prompts will share, and keep it."""
         head = row.head(length)
         head.content = row.content
-        prefix = read_rows(self._decoder, [head], pad_id=self._pad_id)
-        kept = prefix.prefix(0)
-        self._store.keep_shared(kept)
-        return kept
+        prefix = read_rows(self._decoder, [head], pad_id=self._pad_id).prefix(0)
+        # The row that asked takes it from memory, but it was not spared.
+        self._count(length, -length)
+        self._store.keep_shared(prefix)
+        return prefix
+
+    def _count(self, read: int, reused: int) -> None:
+        stats = self._stats
+        self._stats = RecallStats(
+            passes=stats.passes + 1,
+            tokens_read=stats.tokens_read + read,
+            tokens_reused=stats.tokens_reused + reused,
+        )
 
     def _keep(self, reading: Reading, index: int, row: Row) -> None:
         """Keep a prompt while the stream's next one may begin like it."""

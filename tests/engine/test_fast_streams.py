@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from procreward.engine import Clip, Prompt
 from procreward.engine.fast import FastEngine
 from procreward.engine.loading import LoadedModel
 from procreward.engine.reference import ReferenceEngine
+from procreward.errors import ModelError
 
 LABELS = ("complete", "not complete")
 EPISODE = np.random.default_rng(7).integers(0, 256, (40, 64, 128, 3), np.uint8)
@@ -133,10 +136,10 @@ def test_a_demonstration_is_read_once_for_all(loaded: LoadedModel) -> None:
         assert texts == reference_answers(loaded, prompts, 10)
     stats = engine.stats
     assert stats.frames_encoded == len(DEMO) + 12
-    head = stats.tokens_reused // 12
-    assert stats.tokens_reused == 12 * head
-    # The demonstration is most of a prompt.
-    assert head > 2 * stats.tokens_read // 12
+    # Eleven of the twelve prompts were spared the demonstration, which is most of a prompt.
+    head = stats.tokens_reused // 11
+    assert stats.tokens_reused == 11 * head
+    assert head > 2 * (stats.tokens_read - head) // 12
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["strict", "fast"])
@@ -201,3 +204,37 @@ def test_history_never_changes_an_answer(
         assert texts == reference_answers(loaded, prompts, 8)
         if released:
             engine.release(["a"])
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FastEngine(loaded)
+    whole, sizes = engine._decoder.forward, []
+
+    def cramped(embeds: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+        sizes.append(len(embeds))
+        if len(embeds) > 3:
+            raise torch.OutOfMemoryError("no room for so many")
+        return whole(embeds, *args, **named)
+
+    monkeypatch.setattr(engine._decoder, "forward", cramped)
+    prompts = [ask(step, stream=stream) for step in (3, 6) for stream in ("a", "b", "c")]
+    texts = [one.text for one in engine.generate(prompts, max_new_tokens=6)]
+    monkeypatch.undo()
+    assert texts == reference_answers(loaded, prompts, 6)
+    assert sizes[0] == 6
+    assert sizes[1] == 3
+
+
+def test_a_prompt_that_never_fits_is_a_model_error(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FastEngine(loaded)
+
+    def never(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room at all")
+
+    monkeypatch.setattr(engine._decoder, "forward", never)
+    with pytest.raises(ModelError, match="Not enough memory"):
+        engine.generate([ask(3)], max_new_tokens=4)
