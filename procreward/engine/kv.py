@@ -16,11 +16,12 @@ __all__ = [
     "plan_attention",
     "plan_static",
     "score_bias",
+    "seen_among",
     "write_columns",
 ]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class KVCache:
     """Keys and values of the tokens read so far.
 
@@ -74,24 +75,34 @@ class KVCache:
             ConfigError: If the capacity is too small.
         """
         room = self.capacity if capacity is None else capacity
-        if room < self.used:
-            raise ConfigError(f"`capacity` must be at least {self.used}, got {room}.")
-
-        def copy(source: torch.Tensor) -> torch.Tensor:
-            size = (len(rows), source.shape[1], room, source.shape[3])
-            target = source.new_zeros(size)
-            target[:, :, : self.used] = source[rows, :, : self.used]
-            return target
-
-        valid = self.valid.new_zeros(len(rows), room)
-        valid[:, : self.used] = self.valid[rows, : self.used]
-        return KVCache(
-            keys=[copy(key) for key in self.keys],
-            values=[copy(value) for value in self.values],
-            valid=valid,
-            used=self.used,
-            full=self.full,
+        size = (len(rows), self.keys[0].shape[1], room, self.keys[0].shape[3])
+        target = KVCache(
+            keys=[key.new_zeros(size) for key in self.keys],
+            values=[value.new_zeros(size) for value in self.values],
+            valid=self.valid.new_zeros(len(rows), room),
         )
+        self.copy_to(target, rows)
+        return target
+
+    def copy_to(self, target: KVCache, rows: torch.Tensor) -> None:
+        """Copy some rows over what another cache holds.
+
+        Args:
+            target: The cache to fill, of as many rows as are copied and of the same decoder.
+            rows: ``(n,) int64``, rows in the order wanted; one may occur several times.
+
+        Raises:
+            ConfigError: If the target has no room for the columns used.
+        """
+        if target.capacity < self.used:
+            raise ConfigError(f"`capacity` must be at least {self.used}, got {target.capacity}.")
+        used = self.used
+        for ours, theirs in ((self.keys, target.keys), (self.values, target.values)):
+            for source, place in zip(ours, theirs, strict=True):
+                place[:, :, :used] = source[rows, :, :used]
+        target.valid[:, :used] = self.valid[rows, :used]
+        target.valid[:, used:] = False
+        target.used, target.full = used, self.full
 
 
 def masked_columns(cache: KVCache, rows: torch.Tensor, columns: torch.Tensor) -> None:
@@ -255,6 +266,35 @@ def _seen(
 ) -> torch.Tensor:
     """What each token sees, ``(batch or 1, tokens, used + tokens) bool``."""
     device = cache.valid.device
+    among = seen_among(tokens, valid=valid, tree=tree, device=device)
+    if cache.used == 0:
+        return among
+    if cache.full:
+        past = torch.ones(1, tokens, cache.used, dtype=torch.bool, device=device)
+    else:
+        past = cache.valid[:, None, : cache.used].expand(-1, tokens, -1)
+    rows = max(len(past), len(among))
+    return torch.cat((past.expand(rows, -1, -1), among.expand(rows, -1, -1)), dim=-1)
+
+
+def seen_among(
+    tokens: int,
+    *,
+    valid: torch.Tensor | None,
+    tree: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """What the tokens of a call see of one another.
+
+    Args:
+        tokens: How many there are.
+        valid: ``(batch, tokens) bool``, False where padded, or None.
+        tree: ``(nodes, nodes)`` or ``(batch, nodes, nodes) bool`` for the last tokens, or None.
+        device: Where the result goes.
+
+    Returns:
+        ``(batch or 1, tokens, tokens) bool``.
+    """
     among = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril_()[None]
     if tree is not None:
         before = tokens - tree.shape[-1]
@@ -264,14 +304,7 @@ def _seen(
         # A padded token sees itself, because a softmax over nothing is not a number.
         itself = torch.eye(tokens, dtype=torch.bool, device=device)
         among = (among & valid[:, None]) | itself
-    if cache.used == 0:
-        return among
-    if cache.full:
-        past = torch.ones(1, tokens, cache.used, dtype=torch.bool, device=device)
-    else:
-        past = cache.valid[:, None, : cache.used].expand(-1, tokens, -1)
-    rows = max(len(past), len(among))
-    return torch.cat((past.expand(rows, -1, -1), among.expand(rows, -1, -1)), dim=-1)
+    return among
 
 
 def score_bias(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -362,9 +362,13 @@ def make_decoder(loaded: LoadedModel, *, exact: bool) -> Decoder:
         exact: Whether to stay with the operators of the model's own forward.
 
     Returns:
-        A decoder of fused kernels for small float32 models on the CPU unless ``exact``, else
-        :class:`ModuleDecoder`.
+        :class:`ModuleDecoder` if ``exact``. Else a decoder of fused kernels for small float32
+        models on the CPU, and one with CUDA graphs for short chunks on CUDA.
     """
+    if not exact and loaded.device.type == "cuda":
+        from procreward.engine.graphs import GraphedDecoder
+
+        return GraphedDecoder(loaded)
     if not exact:
         from procreward.engine.fused import FusedDecoder, suits_fused
 
