@@ -194,6 +194,7 @@ class FusedTower:
         tables = self._tables.get(size)
         if tables is None:
             measured = measure_tables(self._tower, size)
+            assert measured.places is not None  # Qwen3-VL has learned ones
             half = self._wide // 2
             turns = torch.complex(measured.cos[..., :half], measured.sin[..., :half])
             tables = self._tables[size] = (measured.places, turns[:, None])

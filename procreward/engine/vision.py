@@ -6,9 +6,8 @@ call. Here all pictures of one size share one attention call per layer and their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +17,12 @@ from procreward.checks import check_int
 from procreward.engine.fused_vision import FusedTower, suits_fused_tower
 from procreward.engine.loading import LoadedModel
 from procreward.engine.preprocess import Patches
-from procreward.engine.vision_tables import VisionTables, measure_tables
+from procreward.engine.vision_tables import VisionTables, Windows, measure_tables
 from procreward.errors import ArchitectureError
 
 __all__ = ["Features", "VisionTower"]
 
-_MAX_PATCHES = {"cpu": 2048, "cuda": 32_768}
-_Operator = Callable[[torch.Tensor], torch.Tensor]
+_MAX_PATCHES = {"cpu": 2048, "cuda": 16_384}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +83,10 @@ class Features:
 class VisionTower:
     """Encodes pictures as the model's own vision tower does.
 
-    Towers that attend within a picture only (Qwen3-VL and its mixture of experts) are run batch by
-    batch; any other (Qwen2.5-VL with its windows) is called as it is. Calls from several threads
-    are safe: the model is only read. Its weights must not change afterwards.
+    The towers of Qwen3-VL (mixture of experts or not) and Qwen2.5-VL attend within a picture or
+    within windows of it: all pictures of one size share one attention call per layer (one per
+    length of windows). Any other tower is called as it is. Calls from several threads are safe:
+    the model is only read. Its weights must not change afterwards.
 
     Args:
         loaded: The model.
@@ -104,13 +103,13 @@ class VisionTower:
         self._max_patches = max_patches
         tower = loaded.model.model.visual
         self._merge = int(tower.spatial_merge_size) ** 2
-        self._run: _PictureTower | _WindowTower | FusedTower
+        self._run: _PictureTower | _WholeTower | FusedTower
         if not exact and suits_fused_tower(tower):
             self._run = FusedTower(tower)
-        elif hasattr(tower, "deepstack_merger_list"):
+        elif hasattr(tower, "deepstack_merger_list") or hasattr(tower, "fullatt_block_indexes"):
             self._run = _PictureTower(tower, exact)
         else:
-            self._run = _WindowTower(tower)
+            self._run = _WholeTower(tower)
 
     @torch.inference_mode()
     def encode(self, patches: Sequence[Patches]) -> list[Features]:
@@ -154,23 +153,8 @@ def _join(patches: Sequence[Patches]) -> torch.Tensor:
     return torch.cat([patch.taps.expand(-1, -1, moments, -1) for patch in patches])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """A layer's operators."""
-
-    norm1: _Operator
-    qkv: _Operator
-    proj: _Operator
-    scale: float
-    norm2: _Operator
-    fc1: _Operator
-    act: _Operator
-    fc2: _Operator
-    merger: _Operator | None
-
-
 class _PictureTower:
-    """Qwen3-VL: attention within one picture, features of some layers beside the last one's."""
+    """Towers that attend within one picture or its windows: Qwen3-VL and Qwen2.5-VL."""
 
     def __init__(self, tower: Any, exact: bool) -> None:
         self._tower = tower
@@ -180,38 +164,31 @@ class _PictureTower:
         self._weight = self._conv.weight.flatten(1)
         # A picture that stands still meets the sum of the weights of all moments.
         self._still = self._conv.weight.sum(dim=2).flatten(1)
-        levels = list(tower.deepstack_visual_indexes)
-        mergers = dict(zip(levels, tower.deepstack_merger_list, strict=True))
-        self._blocks = [
-            _Block(
-                norm1=_operator(block.norm1),
-                qkv=_operator(block.attn.qkv),
-                proj=_operator(block.attn.proj),
-                scale=block.attn.scaling,
-                norm2=_operator(block.norm2),
-                fc1=_operator(block.mlp.linear_fc1),
-                act=block.mlp.act_fn,
-                fc2=_operator(block.mlp.linear_fc2),
-                merger=mergers.get(number),
-            )
-            for number, block in enumerate(tower.blocks)
-        ]
+        levels = getattr(tower, "deepstack_visual_indexes", ())
+        mergers = getattr(tower, "deepstack_merger_list", ())
+        self._mergers = dict(zip(levels, mergers, strict=True))
         self._tables: dict[tuple[int, int], VisionTables] = {}
 
     def __call__(self, taps: torch.Tensor, temporal: int, size: tuple[int, int]) -> torch.Tensor:
         tables = self._tables.get(size)
         if tables is None:
             tables = self._tables[size] = measure_tables(self._tower, size)
-        tokens = size[0] * size[1]
-        hidden = self._embed(taps, temporal).view(-1, tokens, tables.places.shape[-1])
-        hidden = hidden + tables.places
+        width = len(self._weight)
+        hidden = self._embed(taps, temporal).view(-1, size[0] * size[1], width)
+        if tables.places is not None:
+            hidden = hidden + tables.places
+        if tables.order is not None:
+            hidden = hidden[:, tables.order]
         deepstack = []
-        for block in self._blocks:
-            hidden = hidden + block.proj(self._attend(block, block.norm1(hidden), tables))
-            hidden = hidden + block.fc2(block.act(block.fc1(block.norm2(hidden))))
-            if block.merger is not None:
-                deepstack.append(block.merger(hidden.view(-1, hidden.shape[-1])))
-        merged = self._tower.merger(hidden.view(-1, hidden.shape[-1]))
+        for number, block in enumerate(self._tower.blocks):
+            seen = self._attend(block.attn, block.norm1(hidden), tables, tables.windows[number])
+            hidden = hidden + block.attn.proj(seen)
+            hidden = hidden + block.mlp(block.norm2(hidden))
+            if number in self._mergers:
+                deepstack.append(self._mergers[number](hidden.view(-1, width)))
+        merged = self._tower.merger(hidden.view(-1, width))
+        if tables.back is not None:
+            merged = merged.view(len(hidden), len(tables.back), -1)[:, tables.back].flatten(0, 1)
         return torch.stack([merged, *deepstack])
 
     def _embed(self, taps: torch.Tensor, temporal: int) -> torch.Tensor:
@@ -228,10 +205,11 @@ class _PictureTower:
         pixels = taps.expand(-1, -1, temporal, -1).reshape(len(taps), -1)
         return functional.linear(pixels, self._weight, self._conv.bias)
 
-    def _attend(self, block: _Block, normed: torch.Tensor, tables: VisionTables) -> torch.Tensor:
-        count, tokens, _ = normed.shape
-        mixed = block.qkv(normed).view(count, tokens, 3, self._heads, -1)
-        value = mixed[:, :, 2]
+    def _attend(
+        self, attention: Any, normed: torch.Tensor, tables: VisionTables, windows: Windows | None
+    ) -> torch.Tensor:
+        count, tokens, width = normed.shape
+        mixed = attention.qkv(normed).view(count, tokens, 3, self._heads, -1)
         if self._exact:
             query = _rotate(mixed[:, :, 0], tables)
             key = _rotate(mixed[:, :, 1], tables)
@@ -240,14 +218,31 @@ class _PictureTower:
             turned = both.roll(both.shape[-1] // 2, -1)
             cos, sin = tables.cos[:, None], tables.signed[:, None]
             query, key = torch.addcmul(both * cos, turned, sin).to(mixed.dtype).unbind(2)
-        seen = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=block.scale
-        )
-        return seen.transpose(1, 2).reshape(count, tokens, -1)
+        value, scale = mixed[:, :, 2], attention.scaling
+        if windows is None:
+            return _look(query, key, value, scale).reshape(count, tokens, width)
+        if windows.length:
+            shape = (-1, windows.length, *query.shape[2:])
+            query, key, value = (part.reshape(shape) for part in (query, key, value))
+            return _look(query, key, value, scale).reshape(count, tokens, width)
+        seen = torch.empty_like(query)
+        for group in windows.groups:
+            q, k, v = (part[:, group].flatten(0, 1) for part in (query, key, value))
+            seen[:, group] = _look(q, k, v, scale).reshape(count, *group.shape, *query.shape[2:])
+        return seen.reshape(count, tokens, width)
 
 
-class _WindowTower:
-    """Qwen2.5-VL: attention in windows, called as the model does."""
+def _look(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention among the tokens of each picture, all ``(count, tokens, heads, head_dim)``."""
+    return functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=scale
+    ).transpose(1, 2)
+
+
+class _WholeTower:
+    """Any other tower, called as the model does."""
 
     def __init__(self, tower: Any) -> None:
         self._tower = tower
@@ -282,18 +277,3 @@ def _rotate(states: torch.Tensor, tables: VisionTables) -> torch.Tensor:
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return ((wide * tables.cos) + (turned * tables.sin)).to(states.dtype)
-
-
-def _operator(module: Any) -> _Operator:
-    """A layer as a function; plain layers without the cost of a module call."""
-    if type(module) is torch.nn.Linear:
-        return partial(functional.linear, weight=module.weight, bias=module.bias)
-    if type(module) is torch.nn.LayerNorm:
-        return partial(
-            functional.layer_norm,
-            normalized_shape=module.normalized_shape,
-            weight=module.weight,
-            bias=module.bias,
-            eps=module.eps,
-        )
-    return module  # type: ignore[no-any-return]

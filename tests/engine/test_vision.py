@@ -13,7 +13,7 @@ from procreward.engine.preprocess import (
     preprocess_images,
     preprocess_video,
 )
-from procreward.engine.vision import Features, VisionTower, _merged
+from procreward.engine.vision import Features, VisionTower, _merged, _WholeTower
 from procreward.errors import ArchitectureError, ConfigError
 from procreward.types import Frames
 from tests.engine.vision_models import (
@@ -178,25 +178,58 @@ def test_experts_have_the_same_tower() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_windows_are_those_of_qwen25(exact: bool) -> None:
-    loaded = qwen25()
-    sizes = [(3, 84, 140), (1, 56, 56), (2, 84, 140), (1, 112, 196)]
-    patches = [preprocess_images(frames(*size), QWEN25_IMAGES) for size in sizes]
-    features = VisionTower(loaded, exact=exact).encode(patches)
+# Windows of Qwen2.5-VL are 4x4 patches of 14 px here: none, all alike, and of several sizes.
+WINDOWED = [(2, 56, 56), (3, 112, 56), (2, 112, 112), (3, 84, 140), (1, 112, 196)]
+
+
+def theirs25(loaded: LoadedModel, patches: list[Patches]) -> torch.Tensor:
     with torch.inference_mode():
-        expected = loaded.model.model.get_image_features(
+        output = loaded.model.model.get_image_features(
             torch.cat([patch.pixel_values for patch in patches]),
             torch.cat([patch.grid_thw for patch in patches]),
-        ).pooler_output
-    assert [len(one) for one in features] == [3 * 15, 4, 2 * 15, 28]
-    assert all(one.deepstack == () for one in features)
+        )
+    return torch.cat(output.pooler_output)
+
+
+@pytest.mark.parametrize("size", WINDOWED)
+def test_windows_are_those_of_qwen25_to_the_bit(size: tuple[int, int, int]) -> None:
+    loaded = qwen25()
+    patches = preprocess_images(frames(*size), QWEN25_IMAGES)
+    ours = VisionTower(loaded, exact=True).encode([patches])[0]
+    assert ours.deepstack == ()
+    assert torch.equal(ours.embeds, theirs25(loaded, [patches]))
+    assert float(ours.embeds.std()) > 0.1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_pictures_of_qwen25_may_be_of_any_size(exact: bool) -> None:
+    loaded = qwen25()
+    patches = [preprocess_images(frames(*size), QWEN25_IMAGES) for size in WINDOWED]
+    features = VisionTower(loaded, exact=exact).encode(patches)
+    assert [len(one) for one in features] == [2 * 4, 3 * 8, 2 * 16, 3 * 15, 28]
     ours = torch.cat([one.embeds for one in features])
-    torch.testing.assert_close(ours, torch.cat(expected), rtol=1e-4, atol=1e-5)
-    assert float(ours.std()) > 0.1
+    torch.testing.assert_close(ours, theirs25(loaded, patches), rtol=1e-3, atol=1e-4)
     # A picture does not see its neighbours.
-    alone = VisionTower(loaded, exact=exact).encode([patches[1]])[0]
-    torch.testing.assert_close(alone.embeds, features[1].embeds, rtol=1e-4, atol=1e-5)
+    alone = VisionTower(loaded, exact=exact, max_patches=1).encode([patches[3]])[0]
+    torch.testing.assert_close(alone.embeds, features[3].embeds, rtol=1e-3, atol=1e-4)
+
+
+def test_qwen25_in_bfloat16() -> None:
+    half = qwen25(dtype=torch.bfloat16)
+    patches = preprocess_images(frames(2, 84, 140), QWEN25_IMAGES)
+    ours = VisionTower(half, exact=True).encode([patches])[0]
+    assert torch.equal(ours.embeds, theirs25(half, [patches]))
+
+
+def test_other_towers_are_called_as_they_are() -> None:
+    loaded = qwen25()
+    del loaded.model.model.visual.fullatt_block_indexes
+    tower = VisionTower(loaded, exact=True)
+    assert type(tower._run) is _WholeTower
+    loaded.model.model.visual.fullatt_block_indexes = [1]
+    patches = [preprocess_images(frames(*size), QWEN25_IMAGES) for size in WINDOWED]
+    ours = torch.cat([one.embeds for one in tower.encode(patches)])
+    torch.testing.assert_close(ours, theirs25(loaded, patches), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,12 @@ def qwen3_moe() -> LoadedModel:
     )
 
 
-def qwen25(tokenizer: Any = None) -> LoadedModel:
+def qwen25(tokenizer: Any = None, *, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """Qwen2.5-VL with windows of 2x2 tokens in two of three layers.
 
     Args:
         tokenizer: Where it takes the ids of the tokens that stand for pictures from.
+        dtype: Its precision.
     """
     names = ("image", "video") if tokenizer else ()
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in names}
@@ -81,9 +82,7 @@ def qwen25(tokenizer: Any = None) -> LoadedModel:
         "fullatt_block_indexes": [1],
     }
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
-    return _loaded(
-        Qwen2_5_VLForConditionalGeneration, config, QWEN25_IMAGES, "qwen2_5_vl", torch.float32
-    )
+    return _loaded(Qwen2_5_VLForConditionalGeneration, config, QWEN25_IMAGES, "qwen2_5_vl", dtype)
 
 
 def _loaded(
