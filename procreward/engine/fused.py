@@ -104,7 +104,7 @@ class FusedDecoder(Decoder):
             self._norm: torch.Tensor = self._text.norm.weight * self.hidden_size**0.5
             self._eps = torch.tensor((self.hidden_size * config.rms_norm_eps) ** 0.5)
             self._head_eps = torch.tensor((self._head_dim * config.rms_norm_eps) ** 0.5)
-            self._rows = torch.empty(0)
+            self._rows, self._axes = torch.empty(0), torch.empty(0)
             small = self._lm_head.weight.shape[0] <= _SMALL_VOCABULARY
             self._words = self._lm_head.weight.t().contiguous() if small else None
 
@@ -298,9 +298,9 @@ class FusedDecoder(Decoder):
         if furthest >= known:
             known = max(1024, 1 << furthest.bit_length())
             self._rows = self._table(known)
+            self._axes = torch.arange(0, 3 * known, known)[:, None, None]
         # Every frequency belongs to one axis and is 0 in the rows of the others.
-        axes = torch.arange(0, 3 * known, known)[:, None, None]
-        rows = (positions + axes).view(3, -1).t().contiguous()
+        rows = (positions + self._axes).view(3, -1).t().contiguous()
         factors = functional.embedding_bag(rows, self._rows, mode="sum")
         return torch.view_as_complex(factors.view(size, tokens, 1, -1, 2))
 

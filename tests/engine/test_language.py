@@ -193,6 +193,35 @@ def test_a_tree_leaves_the_prompt_before_it_bit_for_bit_alone() -> None:
     assert torch.equal(with_tree[:, :-5], plain[:, :-5])
 
 
+@pytest.mark.parametrize("keep", [1, 3, 7, LENGTH + 5])
+@pytest.mark.parametrize("lengths", [(LENGTH, LENGTH), (LENGTH, 21)])
+@pytest.mark.parametrize("with_tree", [False, True])
+@pytest.mark.parametrize("features", [1, 3])
+def test_the_last_hidden_states_can_be_had_without_the_others(
+    loaded_text: LoadedModel, keep: int, lengths: tuple[int, ...], with_tree: bool, features: int
+) -> None:
+    decoder = ModuleDecoder(loaded_text)
+    embeds, positions = sequence(2, LENGTH + 2)
+    where = torch.zeros(2, LENGTH, dtype=torch.bool)
+    where[:, 14:17] = where[0, -1] = True
+    generator = torch.Generator().manual_seed(0)
+    visual = (where, [torch.randn(7, 64, generator=generator) for _ in range(features)])
+    more: dict[str, Any] = {
+        "valid": left_padding(lengths),
+        "tree": random_tree(4)[1] if with_tree else None,
+        "visual": visual,
+    }
+    prompt = embeds[:, :LENGTH], positions[..., :LENGTH]
+    cache, other = decoder.new_cache(2, LENGTH + 2), decoder.new_cache(2, LENGTH + 2)
+    whole = decoder.forward(*prompt, cache, **more)
+    some = decoder.forward(*prompt, other, **more, keep=keep)
+    assert some.shape == (2, min(keep, LENGTH), 64)
+    _close(some[:, -9:], whole[:, -min(keep, 9) :])
+    chunk = embeds[:, LENGTH:], positions[..., LENGTH:]
+    one, two = (decoder.forward(*chunk, each, keep=n) for each, n in ((cache, None), (other, 1)))
+    _close(two, one[:, -1:])
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "moe"])
 @pytest.mark.parametrize("lengths", [(LENGTH, LENGTH), (LENGTH, 27)])
 def test_deepstack_features_enter_as_in_the_models_own_forward(
