@@ -103,7 +103,9 @@ class _Loop:
         self._text = text
         self._limit = limit
         self._pad_id = pad_id
-        self._keep_rows = keep_rows
+        # Finished rows cost time in every pass, and so does copying the others together. CUDA
+        # graphs would not run on the copy.
+        self._compacts = not keep_rows and decoder.device.type != "cuda"
 
     def run(self, reading: Reading, writings: list[_Writing]) -> Answering:
         answering = Answering(rows=[one.row for one in writings], cache=reading.cache)
@@ -127,8 +129,7 @@ class _Loop:
             running = [index for index, one in enumerate(active) if not self._done(one)]
             if not running:
                 return answering
-            # Finished rows cost time in every pass, and so does copying the others together.
-            if not self._keep_rows and 4 * len(running) <= 3 * len(active):
+            if self._compacts and 4 * len(running) <= 3 * len(active):
                 chosen_rows = torch.tensor(running, device=self._decoder.device)
                 answering.cache = answering.cache.take(chosen_rows)
                 active, starts = [active[index] for index in running], starts[running]

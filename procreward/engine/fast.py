@@ -55,8 +55,9 @@ __all__ = ["EngineStats", "FastEngine"]
 _Result = TypeVar("_Result")
 
 _LONGEST_GUESS = 64
-_ROOM = 48
-"""Columns left behind prompts for an answer; a longer one makes the cache grow."""
+_ROOM = {"cpu": 48, "cuda": 256}
+"""Columns left behind prompts for an answer. A longer one makes the cache grow, and CUDA graphs are
+of no use on the copy."""
 _PREFIX_SHARE = 0.5
 """Of the memory for what is kept, the share for heads of prompts; the rest is for frames."""
 
@@ -66,8 +67,8 @@ class EngineStats:
     """What an engine did and what it was spared; a snapshot.
 
     Attributes:
-        frames_encoded: Pictures (of a video, groups of frames) that went through the vision tower.
-        frames_reused: Pictures that were taken from the cache.
+        frames_encoded: Frames that went through the vision tower.
+        frames_reused: Frames that were taken from the cache.
         tokens_read: Tokens of prompts that went through the language model.
         tokens_reused: Tokens of prompts whose keys and values were taken from the cache.
         prompts: Prompts answered.
@@ -109,12 +110,15 @@ class FastEngine:
         self._loaded = loaded
         self._exact = exact
         self._pad_id = loaded.end_ids[-1]
+        self._room = _ROOM[loaded.device.type]
         self._reader = PromptReader(loaded, video_layout=video_layout)
         self._text = AnswerText(loaded.tokenizer)
         prefix_bytes = int(cache_bytes * _PREFIX_SHARE)
         self._frames = FrameEncoder(loaded, exact=exact, max_bytes=cache_bytes - prefix_bytes)
         self._decoder = make_decoder(loaded, exact=exact)
-        self._recall = Recall(self._decoder, PrefixStore(prefix_bytes), pad_id=self._pad_id)
+        self._recall = Recall(
+            self._decoder, PrefixStore(prefix_bytes), pad_id=self._pad_id, whole=exact
+        )
         self._drafts = DraftBook(_digit_tokens(loaded))
         # A token costs another amount of memory in each of them.
         self._batchers: dict[str, MicroBatcher[Row, Any]] = {
@@ -279,7 +283,7 @@ class FastEngine:
         """Answer the prompts of one batch greedily."""
         drafts = [Draft() if self._exact else self._drafts.draft(row.stream) for row in rows]
         guesses = [draft.guess(min(_LONGEST_GUESS, limit - 1)) for draft in drafts]
-        reading = self._read(rows, guesses=guesses, room=_ROOM)
+        reading = self._read(rows, guesses=guesses, room=self._room)
         answering = decode(
             self._decoder,
             reading,
@@ -312,7 +316,7 @@ class FastEngine:
 
     def _read_now(self, rows: list[Row], reader: NumberReader) -> list[NumberReading]:
         """Read numbers that follow the prompts directly."""
-        reading = self._read(rows, tree=reader.integers, room=_ROOM)
+        reading = self._read(rows, tree=reader.integers, room=self._room)
         reading.cache.crop(reading.end)
         probs = self._digit_probs(reading.hidden, reader)
         moments = self._decimals(reading.cache, reader, probs, reading.next_positions)

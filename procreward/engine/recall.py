@@ -35,12 +35,16 @@ class Recall:
         decoder: The language model.
         store: What is remembered.
         pad_id: Token to pad with.
+        whole: Whether every layer is run for every token, as transformers does.
     """
 
-    def __init__(self, decoder: Decoder, store: PrefixStore, *, pad_id: int) -> None:
+    def __init__(
+        self, decoder: Decoder, store: PrefixStore, *, pad_id: int, whole: bool = False
+    ) -> None:
         self._decoder = decoder
         self._store = store
         self._pad_id = pad_id
+        self._whole = whole
         self._stats = RecallStats()
 
     @property
@@ -70,7 +74,13 @@ class Recall:
         for row in rows:
             self._look_up(row)
         reading = read_rows(
-            self._decoder, rows, pad_id=self._pad_id, guesses=guesses, tree=tree, room=room
+            self._decoder,
+            rows,
+            pad_id=self._pad_id,
+            guesses=guesses,
+            tree=tree,
+            room=room,
+            whole=self._whole,
         )
         self._count(sum(row.length for row in rows), sum(row.reused for row in rows))
         for index, row in enumerate(rows):

@@ -111,6 +111,7 @@ def read_rows(
     guesses: Sequence[Sequence[int]] | None = None,
     tree: TokenTree | None = None,
     room: int = 0,
+    whole: bool = False,
 ) -> Reading:
     """Read prompts, and what is tried behind them, in one forward pass.
 
@@ -121,6 +122,8 @@ def read_rows(
         guesses: For each prompt, tokens to try behind it.
         tree: Continuations to try behind every prompt; not together with ``guesses``.
         room: Columns the cache is to have left.
+        whole: Whether the last layer is run for every token, as transformers does, instead of for
+            those whose hidden states are returned.
 
     Returns:
         What was read. Guesses stay in the cache until their columns are masked; padding behind a
@@ -159,10 +162,11 @@ def read_rows(
         valid=None if valid.all() else torch.from_numpy(valid).to(device),
         tree=None if tree is None or not width else torch.tensor(tree.ancestors, device=device),
         visual=visual,
+        keep=None if whole else 1 + width,
     )
     mask_slots(cache, [(index, known + column) for index, column in padding])
     return Reading(
-        hidden=hidden[:, longest - 1 :], cache=cache, rows=rows, start=known, end=known + longest
+        hidden=hidden[:, -1 - width :], cache=cache, rows=rows, start=known, end=known + longest
     )
 
 
