@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from procreward.engine.loading import LoadedModel
+
 __all__ = [
     "CLIP_STATISTICS",
     "SPECIAL_TOKENS",
     "TwinSize",
     "image_settings",
+    "loaded_twin",
     "make_tokenizer",
     "qwen3_config",
     "qwen25_config",
@@ -332,3 +335,46 @@ def save_twin(folder: Path, model: Any, tokenizer: Any, *, min_pixels: int = 102
     image = image_settings(model.config.model_type, min_pixels=min_pixels)
     (folder / "preprocessor_config.json").write_text(json.dumps(image), encoding="utf-8")
     return folder
+
+
+def loaded_twin(
+    model: Any, tokenizer: Any, *, min_pixels: int = 1024, source: str = "twin"
+) -> LoadedModel:
+    """Wrap a model that was built in memory as a loaded one.
+
+    Args:
+        model: The model, on its device.
+        tokenizer: Its tokenizer.
+        min_pixels: Least area of a picture in pixels.
+        source: What it is called.
+
+    Returns:
+        What engines take.
+    """
+    from procreward.engine.loading import LoadedModel
+    from procreward.engine.preprocess import PreprocessConfig
+
+    old = model.config.model_type == "qwen2_5_vl"
+    settings: dict[str, Any] = {"min_pixels": min_pixels}
+    if old:
+        settings |= {
+            "patch": 14,
+            "mean": tuple(CLIP_STATISTICS["image_mean"]),
+            "std": tuple(CLIP_STATISTICS["image_std"]),
+        }
+    weight = next(model.parameters())
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        image_config=PreprocessConfig(**settings),
+        device=weight.device,
+        dtype=weight.dtype,
+        attention="sdpa",
+        reasons={},
+        source=source,
+        revision=None,
+        adapter=None,
+        end_ids=tuple(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])),
+        family="qwen2_5_vl" if old else "qwen3_vl",
+        default_system="You are a helpful assistant." if old else None,
+    )
