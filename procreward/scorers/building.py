@@ -1,33 +1,35 @@
-"""What scorers with a model share: engine options, and names for what an engine may keep.
+"""What scorers with a model share: options, batches, and names for what an engine may keep.
 
 :func:`procreward.scorers.engines.build_engine` makes an engine of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from procreward.checks import check, check_choice, check_int, check_names, is_number
 from procreward.config import JSON, field_names
 from procreward.errors import ConfigError
 
 if TYPE_CHECKING:
-    from procreward.types import Query
+    from procreward.engine import Engine
+    from procreward.types import Query, Score
 
 __all__ = [
     "ENGINES",
     "EngineName",
     "EngineOptions",
+    "ModelScorer",
+    "clamped_details",
     "frame_keys",
     "options_from",
     "stream_name",
 ]
 
 _Options = TypeVar("_Options")
-
-_GIB = 1024**3
+_EngineOptions = TypeVar("_EngineOptions", bound="EngineOptions")
 
 EngineName: TypeAlias = Literal["auto", "fast", "strict", "reference", "plain", "served", "vllm"]
 """What runs the model; see :class:`EngineOptions`."""
@@ -78,6 +80,64 @@ class EngineOptions:
                 "`vllm` must be a mapping that belongs to `engine: vllm`, got engine="
                 f"{self.engine!r} and vllm={self.vllm!r}."
             )
+
+
+class ModelScorer(Generic[_EngineOptions]):
+    """A scorer that asks an engine, batch by batch; subclasses say how (:meth:`_score_batch`).
+
+    Args:
+        engine: What runs the model.
+        options: How to ask.
+        account: What ``describe`` says about the model.
+    """
+
+    def __init__(
+        self, engine: Engine, options: _EngineOptions, account: Mapping[str, object] | None
+    ) -> None:
+        self._engine = engine
+        self._options = options
+        self._account = dict(account or {})
+
+    def score(self, queries: Sequence[Query]) -> list[Score]:
+        """Answer every query, at most ``batch_size`` at a time.
+
+        Args:
+            queries: The questions.
+
+        Returns:
+            One score each, in order.
+        """
+        size = self._options.batch_size
+        return [
+            score
+            for start in range(0, len(queries), size)
+            for score in self._score_batch(queries[start : start + size])
+        ]
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Let the engine forget episodes that have ended; what belongs to none stays.
+
+        Args:
+            streams: Their names, as in :attr:`procreward.types.Query.stream`.
+        """
+        self._engine.release(streams)
+
+    def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
+        """Answer the queries of one batch."""
+        raise NotImplementedError
+
+
+def clamped_details(percent: float | None, *, clamped: bool) -> dict[str, float]:
+    """Return what a score's details say of a number that was out of range.
+
+    Args:
+        percent: The number as the model wrote it, in percent.
+        clamped: Whether it was out of range; if not there is nothing to say.
+    """
+    if not clamped or percent is None:
+        return {}
+    # Bounded, since a model may write four hundred digits and JSON knows no infinity.
+    return {"clamped": 1.0, "percent_as_written": max(min(percent, 1e12), -1e12)}
 
 
 def frame_keys(query: Query, view: str) -> tuple[tuple[str, str, int], ...] | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +26,7 @@ from procreward.checks import check, check_choice, check_frame_size, check_int, 
 from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
-from procreward.scorers.building import EngineOptions, frame_keys, options_from
+from procreward.scorers.building import EngineOptions, ModelScorer, frame_keys, options_from
 from procreward.scorers.engines import build_engine
 from procreward.scorers.likelihood import (
     SAMPLINGS,
@@ -132,7 +132,7 @@ class JudgeOptions(EngineOptions):
             )
 
 
-class CompletionJudge:
+class CompletionJudge(ModelScorer[JudgeOptions]):
     """Judges completion by the likelihood of ``complete`` against ``not complete``.
 
     Args:
@@ -148,9 +148,7 @@ class CompletionJudge:
         *,
         account: Mapping[str, object] | None = None,
     ) -> None:
-        self._engine = engine
-        self._options = options or JudgeOptions()
-        self._account = dict(account or {})
+        super().__init__(engine, options or JudgeOptions(), account)
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> CompletionJudge:
@@ -195,18 +193,7 @@ class CompletionJudge:
             InstructionError: If an instruction is empty.
             UnknownNameError: If a configured view is not in a query.
         """
-        scores: list[Score] = []
-        for start in range(0, len(queries), self._options.batch_size):
-            scores += self._score_batch(queries[start : start + self._options.batch_size])
-        return scores
-
-    def release(self, streams: Iterable[str]) -> None:
-        """Forget what was kept for episodes that have ended.
-
-        Args:
-            streams: Their names, as in ``Query.stream``.
-        """
-        self._engine.release(streams)
+        return super().score(queries)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""

@@ -10,7 +10,7 @@ its spread (``"expectation"``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,8 @@ from procreward.engine import Clip, Engine, Generation, NumberReading, Prompt
 from procreward.scorers import check_query, only_view
 from procreward.scorers.building import (
     EngineOptions,
+    ModelScorer,
+    clamped_details,
     frame_keys,
     options_from,
     stream_name,
@@ -98,7 +100,7 @@ class ProcVLMOptions(EngineOptions):
         return self.mode if readout == _READOUT_OF[self.mode] else f"{self.mode}+{readout}"
 
 
-class ProcVLM:
+class ProcVLM(ModelScorer[ProcVLMOptions]):
     """Scores progress as ProcVLM does: pictures, then the published prompt, then the answer's tag.
 
     ``Score.mode`` is ``"reasoning"``, ``"reasoning+expectation"``, ``"direct"`` (an expectation) or
@@ -119,9 +121,7 @@ class ProcVLM:
         *,
         account: Mapping[str, object] | None = None,
     ) -> None:
-        self._engine = engine
-        self._options = options or ProcVLMOptions()
-        self._account = dict(account or {})
+        super().__init__(engine, options or ProcVLMOptions(), account)
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> ProcVLM:
@@ -134,11 +134,14 @@ class ProcVLM:
             The scorer.
 
         Raises:
-            ConfigError: If an option is wrong or no model is named.
+            ConfigError: If an option is wrong, no model is named, or the engine or the model cannot
+                give the readout.
             ModelError: If the model cannot be loaded.
         """
         options = options_from(ProcVLMOptions, "ProcVLM", config.options)
         engine, account = build_engine(config, options, max_pixels=options.max_pixels)
+        if options.expects:
+            engine.read_number([], lead=LEAD, max_new_tokens=1)  # checks the digits' tokens
         return cls(engine, options, account=account)
 
     def score(self, queries: Sequence[Query]) -> list[Score]:
@@ -155,22 +158,7 @@ class ProcVLM:
             FrameError: If a clip is malformed.
             InstructionError: If an instruction is empty.
         """
-        prompts = [self._prompt(query) for query in queries]
-        size = self._options.batch_size
-        ask = self._expect if self._options.expects else self._generate
-        return [
-            score
-            for start in range(0, len(prompts), size)
-            for score in ask(prompts[start : start + size])
-        ]
-
-    def release(self, streams: Iterable[str]) -> None:
-        """Let the engine forget episodes that have ended.
-
-        Args:
-            streams: Their names, as in :attr:`procreward.types.Query.stream`.
-        """
-        self._engine.release(streams)
+        return super().score(queries)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""
@@ -186,6 +174,10 @@ class ProcVLM:
             "view": self._options.view,
             "prompt_sha256": hashlib.sha256(PROMPT.encode()).hexdigest(),
         }
+
+    def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
+        prompts = [self._prompt(query) for query in queries]
+        return self._expect(prompts) if self._options.expects else self._generate(prompts)
 
     def _prompt(self, query: Query) -> Prompt:
         check_query(query)
@@ -221,11 +213,10 @@ class ProcVLM:
     def _written(self, text: str, *, finished: bool, tokens: int) -> Score:
         """Read the number that stands in the text."""
         reading = read_progress(text, finished=finished)
-        details = {"tokens": float(tokens)}
-        if reading.clamped and reading.percent is not None:
-            details["clamped"] = 1.0
-            # Bounded, since a model may write four hundred digits and JSON knows no infinity.
-            details["percent_as_written"] = max(min(reading.percent, 1e12), -1e12)
+        details = {
+            "tokens": float(tokens),
+            **clamped_details(reading.percent, clamped=reading.clamped),
+        }
         if reading.source not in ("", "tag"):
             details[reading.source] = 1.0
         return Score(

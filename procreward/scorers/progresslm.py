@@ -8,7 +8,7 @@ last frame of a query's window is looked at. It may answer that the picture cann
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,8 @@ from procreward.errors import ConfigError
 from procreward.scorers import check_query, only_view
 from procreward.scorers.building import (
     EngineOptions,
+    ModelScorer,
+    clamped_details,
     frame_keys,
     options_from,
     stream_name,
@@ -120,7 +122,7 @@ class ProgressLMOptions(EngineOptions):
             )
 
 
-class ProgressLM:
+class ProgressLM(ModelScorer[ProgressLMOptions]):
     """Scores progress as ProgressLM does: a demonstration, one picture, four tags.
 
     Args:
@@ -139,10 +141,8 @@ class ProgressLM:
         *,
         account: Mapping[str, object] | None = None,
     ) -> None:
-        self._engine = engine
+        super().__init__(engine, options or ProgressLMOptions(), account)
         self._demos = Demonstrations(common=demos) if isinstance(demos, Demonstration) else demos
-        self._options = options or ProgressLMOptions()
-        self._account = dict(account or {})
         self._family: Family = _family(self._options.prompt_family, self._account)
 
     @classmethod
@@ -187,26 +187,7 @@ class ProgressLM:
             FrameError: If a clip is malformed.
             InstructionError: If an instruction is empty.
         """
-        options = self._options
-        prompts = [self._prompt(query) for query in queries]
-        limit = options.max_new_tokens if options.think else self._nothink_limit
-        scores: list[Score] = []
-        for start in range(0, len(prompts), options.batch_size):
-            answers = self._engine.generate(
-                prompts[start : start + options.batch_size],
-                max_new_tokens=limit,
-                stop=THINK_STOP if options.think else NOTHINK_STOP,
-            )
-            scores += [self._read(answer) for answer in answers]
-        return scores
-
-    def release(self, streams: Iterable[str]) -> None:
-        """Let the engine forget episodes that have ended; what it kept of demonstrations stays.
-
-        Args:
-            streams: Their names, as in :attr:`procreward.types.Query.stream`.
-        """
-        self._engine.release(streams)
+        return super().score(queries)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""
@@ -219,7 +200,7 @@ class ProgressLM:
             "layout": options.layout,
             "prompt_family": self._family,
             "picture_word": options.picture_word,
-            "max_new_tokens": options.max_new_tokens if options.think else self._nothink_limit,
+            "max_new_tokens": self._token_limit,
             "min_pixels": options.min_pixels,
             "max_pixels": options.max_pixels,
             "view": options.view,
@@ -234,8 +215,17 @@ class ProgressLM:
         return "think" if self._options.think else "nothink"
 
     @property
-    def _nothink_limit(self) -> int:
-        return min(self._options.max_new_tokens, _NOTHINK_TOKENS)
+    def _token_limit(self) -> int:
+        limit = self._options.max_new_tokens
+        return limit if self._options.think else min(limit, _NOTHINK_TOKENS)
+
+    def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
+        answers = self._engine.generate(
+            [self._prompt(query) for query in queries],
+            max_new_tokens=self._token_limit,
+            stop=THINK_STOP if self._options.think else NOTHINK_STOP,
+        )
+        return [self._read(answer) for answer in answers]
 
     def _prompt(self, query: Query) -> Prompt:
         check_query(query)
@@ -258,13 +248,12 @@ class ProgressLM:
             return Score(reason=answer.error, mode=self._mode)
         read = read_think if self._options.think else read_nothink
         reading = read(answer.text, finished=answer.finished)
-        details = {"tokens": float(len(answer.tokens))}
+        details = {
+            "tokens": float(len(answer.tokens)),
+            **clamped_details(reading.percent, clamped=reading.clamped),
+        }
         if reading.ref is not None:
             details["ref"] = reading.ref
-        if reading.clamped and reading.percent is not None:
-            details["clamped"] = 1.0
-            # Bounded, since a model may write four hundred digits and JSON knows no infinity.
-            details["percent_as_written"] = min(reading.percent, 1e12)
         if reading.source == "any_number":
             details["any_number"] = 1.0
         return Score(

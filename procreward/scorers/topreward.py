@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from procreward.checks import check, check_choice, check_frame_size, check_int, is_number
 from procreward.engine import Clip, Engine, Prompt
 from procreward.scorers import check_query, only_view
-from procreward.scorers.building import EngineOptions, frame_keys, options_from
+from procreward.scorers.building import EngineOptions, ModelScorer, frame_keys, options_from
 from procreward.scorers.engines import build_engine
 from procreward.scorers.likelihood import (
     SAMPLINGS,
@@ -111,7 +111,7 @@ class TOPRewardOptions(EngineOptions):
         return ("True", "False") if self.chat_template else (" True", " False")
 
 
-class TOPReward:
+class TOPReward(ModelScorer[TOPRewardOptions]):
     """Scores progress by the likelihood that the clip is said to complete the task.
 
     Args:
@@ -127,9 +127,7 @@ class TOPReward:
         *,
         account: Mapping[str, object] | None = None,
     ) -> None:
-        self._engine = engine
-        self._options = options or TOPRewardOptions()
-        self._account = dict(account or {})
+        super().__init__(engine, options or TOPRewardOptions(), account)
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> TOPReward:
@@ -172,19 +170,7 @@ class TOPReward:
             InstructionError: If an instruction is empty.
             UnknownNameError: If the configured view is not in a query.
         """
-        size = self._options.batch_size
-        scores: list[Score] = []
-        for start in range(0, len(queries), size):
-            scores += self._score_batch(queries[start : start + size])
-        return scores
-
-    def release(self, streams: Iterable[str]) -> None:
-        """Forget what was kept for episodes that have ended.
-
-        Args:
-            streams: Their names, as in ``Query.stream``.
-        """
-        self._engine.release(streams)
+        return super().score(queries)
 
     def describe(self) -> dict[str, object]:
         """Return a JSON-able account of what answers."""

@@ -372,6 +372,11 @@ class TestFromConfig:
             ProcVLM.from_config(
                 ScorerConfig(name="procvlm", model=str(folder), options={"max_tokens": 3})
             )
+        served = {"engine": "served", "server": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}}
+        with pytest.raises(ConfigError, match="`readout: greedy`"):  # before anything is asked
+            ProcVLM.from_config(
+                ScorerConfig(name="procvlm", options={**served, "mode": "direct"})  # type: ignore[dict-item]
+            )
         with pytest.raises(ConfigError, match="needs a `model`"):
             ProcVLM.from_config(ScorerConfig(name="procvlm"))
         with pytest.raises(ModelNotFoundError):
