@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from procreward.errors import ConfigError
 from procreward.scorers.building import EngineOptions
+from procreward.scorers.fitting import FittingEngine, FrameLimits
 
 if TYPE_CHECKING:
     from procreward.config import ScorerConfig
     from procreward.engine import Engine
     from procreward.engine.generic_loading import LoadedGeneric
     from procreward.engine.loading import LoadedModel
-    from procreward.engine.preprocess import PreprocessConfig
     from procreward.engine.prompt import VideoLayout
 
-__all__ = ["FrameLimits", "build_engine"]
+__all__ = ["build_engine"]
 
 _GIB = 1024**3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameLimits:
-    """What a scorer demands of frames beyond the checkpoint's own image settings.
-
-    Attributes:
-        min_pixels: Least area of an image, or None for the checkpoint's own.
-        max_pixels: Largest area of an image, or None for the checkpoint's own.
-        frame_size: ``(width, height)`` every frame must have, or None for the checkpoint's own.
-    """
-
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    frame_size: tuple[int, int] | None = None
-
-    def apply(self, config: PreprocessConfig) -> PreprocessConfig:
-        """Narrow a checkpoint's image settings.
-
-        Args:
-            config: The checkpoint's own.
-
-        Returns:
-            The settings with these limits; the largest area never falls below the least.
-        """
-        if self.min_pixels is not None:
-            largest = max(config.max_pixels, self.min_pixels)
-            config = replace(config, min_pixels=self.min_pixels, max_pixels=largest)
-        if self.max_pixels is not None:
-            largest = max(min(config.max_pixels, self.max_pixels), config.min_pixels)
-            config = replace(config, max_pixels=largest)
-        if self.frame_size is not None:
-            config = replace(config, frame_size=self.frame_size)
-        return config
 
 
 def build_engine(
@@ -81,18 +47,18 @@ def build_engine(
         ConfigError: If no model is named, or the engine cannot run it.
         ModelError: If the model cannot be loaded.
     """
+    limits = FrameLimits(min_pixels=min_pixels, max_pixels=max_pixels, frame_size=frame_size)
     if options.engine == "served":
-        return _served(config, options, max_pixels)
+        return _served(config, options, limits)
     if config.model is None:
         raise ConfigError(
             f"The scorer {config.name!r} needs a `model`: a folder, a hub id (owner/name) or "
             "'nano'."
         )
-    limits = FrameLimits(min_pixels=min_pixels, max_pixels=max_pixels, frame_size=frame_size)
     if options.engine == "vllm":
         return _vllm(config, options, limits)
     if options.engine == "plain" or (options.engine == "auto" and not _is_ours(config)):
-        return _plain(config, options)
+        return _plain(config, options, limits)
     return _qwen(config, options, limits, video_layout)
 
 
@@ -133,17 +99,23 @@ def _qwen(
     }
 
 
-def _plain(config: ScorerConfig, options: EngineOptions) -> tuple[Engine, dict[str, object]]:
+def _plain(
+    config: ScorerConfig, options: EngineOptions, limits: FrameLimits
+) -> tuple[Engine, dict[str, object]]:
     from procreward.engine.generic import GenericEngine
     from procreward.engine.generic_loading import load_generic
 
     loaded = load_generic(**_loading(config))
     engine = GenericEngine(loaded, batch_size=options.batch_size)
-    return engine, _account(config, loaded, "plain")
+    size = limits.frame_size
+    return FittingEngine(engine, limits), {
+        **_account(config, loaded, "plain"),
+        "frame_size": None if size is None else list(size),
+    }
 
 
 def _served(
-    config: ScorerConfig, options: EngineOptions, max_pixels: int | None
+    config: ScorerConfig, options: EngineOptions, limits: FrameLimits
 ) -> tuple[Engine, dict[str, object]]:
     from procreward.engine.served import ServedEngine
     from procreward.engine.server_settings import ServerSettings
@@ -154,7 +126,11 @@ def _served(
             "the adapted model in `server: {model: ...}`."
         )
     settings = ServerSettings.from_options(options.server, model=config.model)
-    return ServedEngine(settings, max_pixels=max_pixels), {
+    # It reduces frames by itself, each once.
+    engine: Engine = ServedEngine(settings, max_pixels=limits.max_pixels)
+    if limits.min_pixels is not None:
+        engine = FittingEngine(engine, FrameLimits(min_pixels=limits.min_pixels))
+    return engine, {
         "name": config.name,
         "model": settings.model,
         "server": settings.base_url,
