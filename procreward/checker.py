@@ -134,6 +134,10 @@ class CompletionChecker:
         self._runner.release(self._stream.end())
         self._outcome = None
 
+    def close(self) -> None:
+        """Let the judge forget the stream, as :meth:`reset` does; for after the last frame."""
+        self.reset()
+
     def push(self, frames: Frame | Mapping[str, Frame]) -> None:
         """Show the next frame, and ask the judge if a query is due.
 

@@ -12,7 +12,8 @@
     ├── ModelError             (RuntimeError)      a model that cannot be loaded or run
     │   ├── ModelNotFoundError (FileNotFoundError) no such folder, file or hub repository
     │   ├── UnsafeWeightsError                     weights in a format that can execute code
-    │   └── ArchitectureError                      weights of another architecture or base model
+    │   ├── ArchitectureError                      weights of another architecture or base model
+    │   └── ServerError                            a model server that answered nothing of a call
     ├── ScorerError            (RuntimeError)      a scorer that broke its contract
     │   └── ScorerFailedError                      too many failed queries in a row
     └── ConformanceError       (AssertionError)    a suite of procreward.testing failed
@@ -35,6 +36,7 @@ __all__ = [
     "ProcrewardError",
     "ScorerError",
     "ScorerFailedError",
+    "ServerError",
     "UnknownNameError",
     "UnsafeWeightsError",
     "UnsupportedEnvError",
@@ -74,6 +76,10 @@ Known: constant, procvlm.
         super().__init__(f"Unknown {kind} {name!r}.{hint} Known: {listing}.")
         self.kind, self.name, self.known = kind, name, known
 
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        # Errors of worker processes are pickled, which would build this one from its message.
+        return type(self), (self.kind, self.name, self.known)
+
 
 class FrameError(ProcrewardError, ValueError):
     """A frame is not an upright ``(height, width, 3) uint8`` RGB picture with content."""
@@ -105,6 +111,18 @@ class UnsafeWeightsError(ModelError):
 
 class ArchitectureError(ModelError):
     """The weights belong to another architecture, or the adapter to another base."""
+
+
+class ServerError(ModelError):
+    """A model server answered none of the requests of a call.
+
+    Attributes:
+        reason: What happened to the first one in a word, such as ``"timeout"``.
+    """
+
+    def __init__(self, message: str, reason: str = "no_answer") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ScorerError(ProcrewardError, RuntimeError):

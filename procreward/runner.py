@@ -15,7 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from procreward.errors import ModelError, ProcrewardError, ScorerError, ScorerFailedError
+from procreward.errors import (
+    ModelError,
+    ProcrewardError,
+    ScorerError,
+    ScorerFailedError,
+    ServerError,
+)
 from procreward.registry import ScorerHandle, built_scorer, get_scorer
 from procreward.types import Query, Score
 
@@ -44,7 +50,7 @@ class Failure:
     """A query to which the model gave no answer because it raised.
 
     Attributes:
-        reason: Name of the exception, for counting.
+        reason: Name of the exception, or what a server failed of (``"timeout"``), for counting.
         message: What it said.
     """
 
@@ -171,7 +177,8 @@ class QueryRunner:
         except Exception as error:
             if isinstance(error, ProcrewardError) and not isinstance(error, ModelError):
                 raise
-            failure = Failure(reason=type(error).__name__, message=str(error))
+            reason = error.reason if isinstance(error, ServerError) else type(error).__name__
+            failure = Failure(reason=reason, message=str(error).rstrip("."))
             answers = [failure] * len(queries)
         finally:
             self._waiting_s += time.perf_counter() - started

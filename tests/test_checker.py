@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -80,6 +81,22 @@ def test_reset_begins_anew() -> None:
     texts = [query.instruction for query in judge.queries]
     assert texts == ["first"] * 2 + ["second"] * 3
     assert judge.steps == [0, 1, 0, 1, 0]
+
+
+def test_a_closed_checker_has_parted_with_its_stream() -> None:
+    class Forgetful(Recorder):
+        released: tuple[str, ...] = ()
+
+        def release(self, streams: Iterable[str]) -> None:
+            self.released += tuple(streams)
+
+    judge = Forgetful([1.0])
+    checker = CompletionChecker(judge, "go")
+    push(checker, 1)
+    checker.close()
+    checker.close()
+    assert judge.released == (judge.queries[0].stream,)
+    assert checker.verdict().progress is None
 
 
 def test_several_views_and_rate() -> None:

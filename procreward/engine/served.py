@@ -38,7 +38,7 @@ from procreward.engine import (
 from procreward.engine.outside import check_words, clips_of
 from procreward.engine.picture_urls import PictureURLs
 from procreward.engine.server_settings import ServerSettings
-from procreward.errors import ConfigError, ModelError
+from procreward.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
     from procreward.engine.server_requests import NoAnswer, Requester
@@ -100,7 +100,7 @@ class ServedEngine:
         Raises:
             ConfigError: If a prompt leaves the user's turn open.
             InstructionError: If a text contains control tokens.
-            ModelError: If every request failed.
+            ServerError: If every request failed.
         """
         check_int("max_new_tokens", max_new_tokens, least=1)
         if not prompts:
@@ -113,7 +113,7 @@ class ServedEngine:
         if failures:
             message = f"{len(failures)} of {len(outcomes)} requests failed. {failures[0]}"
             if len(failures) == len(outcomes):
-                raise ModelError(message)
+                raise ServerError(message, failures[0].kind)
             logger.warning("%s", message)
         return [
             outcome
