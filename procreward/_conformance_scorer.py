@@ -16,13 +16,15 @@ from procreward.testing import Report, Suite
 from procreward.types import Frames, Query, Score, Scorer
 
 DEFAULT_SIZE = (128, 128)
+DEFAULT_VIEW = "main"
+FPS = 20.0
 NUM_QUERIES = 3
 
 
 def run_scorer_suite(
     spec: ScorerSpec,
     *,
-    views: tuple[str, ...],
+    views: tuple[str, ...] | None,
     frame_size: tuple[int, int] | None,
     window_frames: int | None,
     instruction: str,
@@ -30,8 +32,9 @@ def run_scorer_suite(
 ) -> Report:
     """Run every point; see :func:`procreward.testing.check_scorer`."""
     handle = resolve(spec)
-    queries = _queries(handle, views, frame_size, window_frames, instruction)
-    points = _Points(get_scorer(handle), queries, tolerance)
+    scorer = get_scorer(handle)
+    queries = _queries(handle, views or _own_views(scorer), frame_size, window_frames, instruction)
+    points = _Points(scorer, queries, tolerance)
     suite = Suite(f"scorer {handle.preset.name!r}")
     suite.run(
         "describes_itself",
@@ -169,6 +172,16 @@ def _bytes(query: Query) -> list[bytes]:
     return [clip.tobytes() for clip in query.frames.values()]
 
 
+def _own_views(scorer: Scorer) -> tuple[str, ...]:
+    """The views that a scorer is set up for, as its description says."""
+    try:
+        description: Any = scorer.describe()
+        views = description.get("views") or description.get("view") or DEFAULT_VIEW
+        return (views,) if isinstance(views, str) else tuple(map(str, views))
+    except Exception:  # a bad description is a finding of the suite's own
+        return (DEFAULT_VIEW,)
+
+
 def _queries(
     handle: ScorerHandle,
     views: tuple[str, ...],
@@ -187,6 +200,7 @@ def _queries(
             instruction=instruction,
             frame_steps=tuple(10 * index + stride * place for place in range(length)),
             stream=f"check-{index}",
+            fps=FPS,
         )
         for index in range(NUM_QUERIES)
     ]

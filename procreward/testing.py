@@ -128,7 +128,7 @@ class Suite:
 def check_scorer(
     scorer: ScorerSpec,
     *,
-    views: Sequence[str] = ("main",),
+    views: Sequence[str] | None = None,
     frame_size: tuple[int, int] | None = None,
     window_frames: int | None = None,
     instruction: str = "close the drawer",
@@ -139,7 +139,7 @@ def check_scorer(
 
     Args:
         scorer: The scorer or its name, as :func:`procreward.registry.resolve` takes it.
-        views: Names of the views in the queries.
+        views: Names of the views in the queries; None for those that the scorer is set up for.
         frame_size: ``(width, height)`` in pixels of the frames; None for the preset's, or 128 x
             128.
         window_frames: Frames in a query; None for the preset's.
@@ -163,7 +163,7 @@ def check_scorer(
 
     report = run_scorer_suite(
         scorer,
-        views=tuple(views),
+        views=None if views is None else tuple(views),
         frame_size=frame_size,
         window_frames=window_frames,
         instruction=instruction,

@@ -48,6 +48,28 @@ def test_own_scorers_pass(name: str) -> None:
     assert check_scorer(name).ok
 
 
+@pytest.mark.parametrize(
+    ("account", "views"),
+    [
+        ({}, {"main"}),
+        ({"view": None, "views": None}, {"main"}),
+        ({"view": "front"}, {"front"}),
+        ({"views": {"left": 0.5, "right": 0.5}}, {"left", "right"}),
+    ],
+)
+def test_scorers_are_shown_the_views_they_are_set_up_for(
+    account: dict[str, Any], views: set[str]
+) -> None:
+    class Choosy(Recorder):
+        def describe(self) -> Mapping[str, object]:
+            return {"name": "choosy", **account}
+
+    scorer = Choosy([0.5])
+    check_scorer(scorer, raise_on_failure=False)
+    assert {view for query in scorer.queries for view in query.frames} == views
+    assert {query.fps for query in scorer.queries} == {20.0}
+
+
 class Nameless(Good):
     def describe(self) -> Mapping[str, object]:
         return {}
