@@ -88,15 +88,18 @@ class Score:
     """Width and height in pixels that frames are resized to; without it, as they are."""
 
 
+# With a second option, hidden, the only one is a subcommand of its own.
+_Checked: TypeAlias = (
+    Annotated[CheckVideo, tyro.conf.subcommand("video", prefix_name=False)]
+    | Annotated[None, tyro.conf.Suppress]
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """Judge whether a task is completed."""
 
-    # With a second option, hidden, the only one is a subcommand of its own.
-    what: (
-        Annotated[CheckVideo, tyro.conf.subcommand("video", prefix_name=False)]
-        | Annotated[None, tyro.conf.Suppress]
-    )
+    what: _Checked
 
 
 _Command: TypeAlias = (

@@ -408,3 +408,4 @@ def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == 0
         out = capsys.readouterr().out
         assert [word for word in words if word not in out] == []
+        assert "hidden" not in out

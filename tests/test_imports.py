@@ -30,6 +30,12 @@ env.spec.to_json()
         ("import procreward.cli", [*MODELS, *SIMULATORS, "matplotlib"]),
         ("import procreward.testing", EVERYTHING),
         ("import procreward.scorers.scripted, procreward.scorers.constant", EVERYTHING),
+        (
+            "import procreward.scorers.procvlm, procreward.scorers.progresslm, "
+            "procreward.scorers.topreward, procreward.scorers.completion_judge, "
+            "procreward.engine.served",
+            [*EVERYTHING, "openai", "vllm"],
+        ),
         ("import procreward.envs", [*MODELS, *SIMULATORS[:3], *PICTURES]),
         (WRAP.format(scorer="constant") + "env.reset()", [*MODELS, *SIMULATORS[:3], *PICTURES]),
         # Wrapping loads no model; only the first reset would.
