@@ -87,15 +87,22 @@ class ModelScorer(Generic[_EngineOptions]):
 
     Args:
         engine: What runs the model.
-        options: How to ask.
+        options: How to ask; None for the defaults.
         account: What ``describe`` says about the model.
     """
 
+    options_type: type[_EngineOptions]
+    """The class of the options."""
+
     def __init__(
-        self, engine: Engine, options: _EngineOptions, account: Mapping[str, object] | None
+        self,
+        engine: Engine,
+        options: _EngineOptions | None = None,
+        *,
+        account: Mapping[str, object] | None = None,
     ) -> None:
         self._engine = engine
-        self._options = options
+        self._options = options or self.options_type()
         self._account = dict(account or {})
 
     def score(self, queries: Sequence[Query]) -> list[Score]:
@@ -146,6 +153,9 @@ def frame_keys(query: Query, view: str) -> tuple[tuple[str, str, int], ...] | No
     Args:
         query: The query.
         view: One of its views.
+
+    Returns:
+        For :attr:`procreward.engine.Clip.keys`: ``(stream, view, step)`` of each frame.
     """
     if not query.stream:
         return None

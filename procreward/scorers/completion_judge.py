@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from procreward.checks import check, check_choice, check_frame_size, check_int, is_number
-from procreward.engine import Clip, EndTokens, Engine, LabelNLL, Prompt
+from procreward.engine import Clip, EndTokens, LabelNLL, Prompt
 from procreward.errors import ConfigError, UnknownNameError
 from procreward.scorers import check_query
 from procreward.scorers.building import EngineOptions, ModelScorer, frame_keys, options_from
@@ -141,14 +141,7 @@ class CompletionJudge(ModelScorer[JudgeOptions]):
         account: What :meth:`describe` says about the model.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        options: JudgeOptions | None = None,
-        *,
-        account: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(engine, options or JudgeOptions(), account)
+    options_type = JudgeOptions
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> CompletionJudge:

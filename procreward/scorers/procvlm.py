@@ -10,12 +10,12 @@ its spread (``"expectation"``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from procreward.checks import check_choice, check_int, check_unit
-from procreward.engine import Clip, Engine, Generation, NumberReading, Prompt
+from procreward.engine import Clip, Generation, NumberReading, Prompt
 from procreward.scorers import check_query, only_view
 from procreward.scorers.building import (
     EngineOptions,
@@ -114,14 +114,7 @@ class ProcVLM(ModelScorer[ProcVLMOptions]):
         account: What :meth:`describe` says about the model.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        options: ProcVLMOptions | None = None,
-        *,
-        account: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(engine, options or ProcVLMOptions(), account)
+    options_type = ProcVLMOptions
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> ProcVLM:

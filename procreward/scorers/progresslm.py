@@ -133,6 +133,8 @@ class ProgressLM(ModelScorer[ProgressLMOptions]):
             the ``prompt_family`` ``"auto"``.
     """
 
+    options_type = ProgressLMOptions
+
     def __init__(
         self,
         engine: Engine,
@@ -141,7 +143,7 @@ class ProgressLM(ModelScorer[ProgressLMOptions]):
         *,
         account: Mapping[str, object] | None = None,
     ) -> None:
-        super().__init__(engine, options or ProgressLMOptions(), account)
+        super().__init__(engine, options, account=account)
         self._demos = Demonstrations(common=demos) if isinstance(demos, Demonstration) else demos
         self._family: Family = _family(self._options.prompt_family, self._account)
 

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from procreward.checks import check, check_choice, check_frame_size, check_int, is_number
-from procreward.engine import Clip, Engine, Prompt
+from procreward.engine import Clip, Prompt
 from procreward.scorers import check_query, only_view
 from procreward.scorers.building import EngineOptions, ModelScorer, frame_keys, options_from
 from procreward.scorers.engines import build_engine
@@ -120,14 +120,7 @@ class TOPReward(ModelScorer[TOPRewardOptions]):
         account: What :meth:`describe` says about the model.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        options: TOPRewardOptions | None = None,
-        *,
-        account: Mapping[str, object] | None = None,
-    ) -> None:
-        super().__init__(engine, options or TOPRewardOptions(), account)
+    options_type = TOPRewardOptions
 
     @classmethod
     def from_config(cls, config: ScorerConfig) -> TOPReward:
