@@ -20,6 +20,7 @@ from procreward.engine.answer import check_stop
 from procreward.engine.batching import MicroBatcher, memory_guard
 from procreward.engine.generic_loading import LoadedGeneric
 from procreward.engine.inputs import cut_at_stop
+from procreward.engine.outside import VideoNotice, clips_of
 from procreward.errors import ConfigError, FrameError, InstructionError
 
 __all__ = ["GenericEngine"]
@@ -45,6 +46,7 @@ class GenericEngine:
 
     def __init__(self, loaded: LoadedGeneric, *, batch_size: int = 64) -> None:
         self._loaded = loaded
+        self._videos = VideoNotice(loaded.source)
         self._tokenizer = loaded.tokenizer
         self._batcher: MicroBatcher[Prompt, Generation] = MicroBatcher(
             loaded.device, limit=batch_size
@@ -231,6 +233,7 @@ class GenericEngine:
             options["padding_side"] = "left"
         if begin and texts[0].startswith(begin):
             options["add_special_tokens"] = False  # the template has put it there already
+        self._videos.look(clip for prompt in prompts for clip in clips_of(prompt))
         pictures = [_pictures(prompt) for prompt in prompts]
         try:
             inputs = self._loaded.processor(

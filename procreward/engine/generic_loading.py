@@ -17,6 +17,7 @@ from procreward.engine.loading import adapter_place, load_with_adapter
 from procreward.engine.sources import (
     check_adapter,
     check_generic_model,
+    family_of,
     read_json_object,
     resolve_source,
 )
@@ -26,6 +27,7 @@ __all__ = ["LoadedGeneric", "load_generic"]
 
 logger = logging.getLogger(__name__)
 _CLASS = "AutoModelForImageTextToText"
+_OURS = "Leave `engine` at 'auto': this model runs without a processor."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,9 +174,10 @@ def _load_processor(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # each processor raises its own types
+        fix = _OURS if family_of(check_generic_model(folder)) else _processor_fix(error)
         raise ModelError(
             f"The processor of the model in {folder} could not be built: {type(error).__name__}: "
-            f"{_shortened(error)}. {_processor_fix(error)}"
+            f"{_shortened(error)}. {fix}"
         ) from error
     if getattr(processor, "image_processor", None) is None:
         raise ModelError(

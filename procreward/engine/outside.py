@@ -7,7 +7,9 @@ words are checked here.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from procreward.engine import Clip, Prompt
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from procreward.engine.preprocess import PreprocessConfig
     from procreward.types import Frames
 
-__all__ = ["check_words", "clips_of", "fit_frames"]
+__all__ = ["VideoNotice", "check_words", "clips_of", "fit_frames"]
+
+logger = logging.getLogger(__name__)
 
 _CONTROL = re.compile(r"<\|[^\s<>|]+\|>")
 
@@ -36,6 +40,32 @@ def check_words(prompt: Prompt) -> None:
         if _CONTROL.search(text):
             raise InstructionError(
                 f"A prompt text must not contain control tokens such as '<|im_end|>', got {text!r}."
+            )
+
+
+class VideoNotice:
+    """Says once that video clips are shown as separate pictures, which is another prompt.
+
+    Args:
+        where: Who is shown them, for the message.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._said = False
+
+    def look(self, clips: Iterable[Clip]) -> None:
+        """Log a warning if there is a video among the clips and none was logged before.
+
+        Args:
+            clips: What is about to be shown.
+        """
+        if not self._said and any(clip.video for clip in clips):
+            self._said = True
+            logger.warning(
+                "Video clips are shown to %s as separate pictures without times, which is another "
+                "prompt than the model's own for videos.",
+                self._where,
             )
 
 

@@ -35,7 +35,7 @@ from procreward.engine import (
     Prompt,
     Stop,
 )
-from procreward.engine.outside import check_words, clips_of
+from procreward.engine.outside import VideoNotice, check_words, clips_of
 from procreward.engine.picture_urls import PictureURLs
 from procreward.engine.server_settings import ServerSettings
 from procreward.errors import ConfigError, ServerError
@@ -79,7 +79,7 @@ class ServedEngine:
         self._pictures = PictureURLs(
             settings.image_format, jpeg_quality=settings.jpeg_quality, max_pixels=max_pixels
         )
-        self._said_video = False
+        self._videos = VideoNotice(settings.base_url)
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int, stop: Stop = ()
@@ -167,7 +167,7 @@ class ServedEngine:
 
     def _bodies(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[dict[str, Any]]:
         clips = [clips_of(prompt) for prompt in prompts]
-        self._mention_videos(clip for group in clips for clip in group)
+        self._videos.look(clip for group in clips for clip in group)
         urls = iter(self._pictures.urls(clip for group in clips for clip in group))
         return [
             {
@@ -179,15 +179,6 @@ class ServedEngine:
             }
             for prompt, group in zip(prompts, clips, strict=True)
         ]
-
-    def _mention_videos(self, clips: Iterable[Clip]) -> None:
-        if not self._said_video and any(clip.video for clip in clips):
-            self._said_video = True
-            logger.warning(
-                "Video clips are sent to %s as separate pictures without times, which is another "
-                "prompt than the model's own for videos.",
-                self._settings.base_url,
-            )
 
     def _ask(self, body: dict[str, Any], stop: Stop) -> Generation | NoAnswer:
         from procreward.engine.server_requests import NoAnswer

@@ -109,12 +109,16 @@ def test_pictures_and_their_order_matter(engine: GenericEngine) -> None:
     assert len(set(texts)) == len(prompts)
 
 
-def test_a_video_is_shown_as_pictures(engine: GenericEngine) -> None:
+def test_a_video_is_shown_as_pictures_and_it_says_so(
+    loaded: LoadedGeneric, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = GenericEngine(loaded)
     video = Clip(frames=FRAMES[:4], video=True, fps=10.0, frame_indices=(0, 1, 2, 3))
     one, other = engine.generate(
         [ask(video, "lift"), ask(pictures(0, 1, 2, 3), "lift")], max_new_tokens=8
     )
     assert one == other
+    assert ["as separate pictures" in record.message for record in caplog.records] == [True]
 
 
 def test_a_system_turn_is_written(engine: GenericEngine) -> None:

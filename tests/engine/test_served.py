@@ -243,12 +243,12 @@ class TestRequests:
     ) -> None:
         server, engine = bench(lambda request: ANSWER)
         clip = Clip(frames=window(0, 3), video=True, frame_indices=(0, 1, 2), fps=10.0)
-        with caplog.at_level(logging.WARNING, "procreward.engine.served"):
+        with caplog.at_level(logging.WARNING, "procreward.engine.outside"):
             for _ in range(2):
                 engine.generate([Prompt(parts=(clip, "done?"))], max_new_tokens=7)
         assert len(sent_pictures(server.requests[0])) == 3
         assert [record.message for record in caplog.records] == [
-            f"Video clips are sent to {server.url} as separate pictures without times, which is "
+            f"Video clips are shown to {server.url} as separate pictures without times, which is "
             "another prompt than the model's own for videos."
         ]
 
@@ -346,7 +346,7 @@ class TestFailures:
             return ANSWER
 
         _, engine = bench(respond)
-        with caplog.at_level(logging.WARNING, "procreward.engine.served"):
+        with caplog.at_level(logging.WARNING, "procreward.engine.outside"):
             answers = engine.generate(PROMPTS, max_new_tokens=7, stop=(STOP,))
         texts = ["all is <progress>84%</progress>", "", "all is <progress>84%</progress>"]
         assert [answer.text for answer in answers] == texts
