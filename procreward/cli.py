@@ -7,6 +7,7 @@
     procreward verify scorer N   check a reward model
     procreward score VIDEO ...   progress along a video, as JSON lines
     procreward check video ...   whether a task is completed in a video, as JSON lines
+    procreward bench [SCORER]    how many environments this machine sustains
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
 status 1.
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import tyro
 
+from procreward.bench.sustained import BenchConfig
 from procreward.check_video import CheckVideo
 from procreward.demo import DemoConfig
 from procreward.errors import ProcrewardError
@@ -107,6 +109,7 @@ _Command: TypeAlias = (
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench", prefix_name=False)]
 )
 
 
@@ -154,12 +157,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _run(command: DemoConfig | Verify | Score | Check) -> int:
+def _run(command: DemoConfig | Verify | Score | Check | BenchConfig) -> int:
     """Run one command and return the exit status."""
     if isinstance(command, DemoConfig):
         from procreward.demo import run_demo
 
         run_demo(command, print)
+        return 0
+    if isinstance(command, BenchConfig):
+        from procreward.bench.sustained import run_bench
+
+        run_bench(command, print)
         return 0
     if isinstance(command, Score):
         return _score(command)

@@ -121,7 +121,8 @@ class Batched(ReferenceEngine):
         tokens = self._reader.labels_behind(prompts, labels, end_tokens)
         if not prompts:
             return LabelNLL(nll=np.empty((0, len(labels))), tokens=tokens)
-        prepared = [self._reader.read(prompt) for prompt in prompts for _ in tokens]
+        read = [self._reader.read(prompt) for prompt in prompts]
+        prepared = [one for one in read for _ in tokens]
         behind = [label for _ in prompts for label in tokens]
         chats = [one.chat.with_text(label) for one, label in zip(prepared, behind, strict=True)]
         inputs = self._inputs(chats, prepared)

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["kv_bytes_per_token", "language_weights", "prefill_flops", "vision_flops"]
+__all__ = [
+    "behind_flops",
+    "kv_bytes_per_token",
+    "language_weights",
+    "prefill_flops",
+    "vision_flops",
+]
 
 
 def language_weights(config: Any) -> int:
@@ -40,6 +46,19 @@ def prefill_flops(config: Any, tokens: int, *, scored: int = 1) -> float:
     attention = 4.0 * text.num_attention_heads * text.head_dim * pairs
     layers = text.num_hidden_layers * (2.0 * _layer_weights(text) * tokens + attention)
     return float(layers + 2.0 * scored * text.hidden_size * text.vocab_size)
+
+
+def behind_flops(config: Any, tokens: int, before: int) -> float:
+    """Operations of the language model's layers over tokens behind a prompt.
+
+    Args:
+        config: A Qwen3-VL configuration.
+        tokens: How many tokens; what they see of one another is left out.
+        before: Tokens in front of them, which all of them see.
+    """
+    text = config.text_config
+    attention = 4.0 * text.num_attention_heads * text.head_dim * before
+    return float(tokens * text.num_hidden_layers * (2.0 * _layer_weights(text) + attention))
 
 
 def vision_flops(config: Any, pictures: int, patches: int) -> float:

@@ -76,14 +76,13 @@ def _run_cpu(args: argparse.Namespace, say: Say) -> Figures:
 def _run_device(args: argparse.Namespace, say: Say) -> Figures:
     from procreward.bench.device_jobs import DEVICE_JOBS, DeviceSettings, device_goals, run_device
 
-    names = _chosen(args, list(DEVICE_JOBS))
     settings = DeviceSettings(
         device=args.device,
         size=args.size or "full",
         environments=tuple(args.envs),
         quick=args.quick,
     )
-    figures = run_device(settings, names, say)
+    figures = run_device(settings, _chosen(args, DEVICE_JOBS), say)
     judge_goals(figures, device_goals(settings), say)
     return figures
 
