@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,14 @@ class _Writing:
         row: The answer so far.
         draft: Where guesses come from.
         guess: Tokens that are being tried.
-        columns: Columns of the answer's tokens in the cache, in order; the newest token has none
-            before it has been read.
+        end: Column behind the last of the answer's tokens in the cache; the newest token has no
+            column before it has been read.
     """
 
     row: AnswerRow
     draft: Draft
     guess: list[int]
-    columns: list[int] = field(default_factory=list)
+    end: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +103,7 @@ class _Loop:
         self._text = text
         self._limit = limit
         self._pad_id = pad_id
+        self._keep_rows = keep_rows
         # Finished rows cost time in every pass, and so does copying the others together. CUDA
         # graphs would not run on the copy.
         self._compacts = not keep_rows and decoder.device.type != "cuda"
@@ -114,19 +115,13 @@ class _Loop:
         base, hidden = reading.end, reading.hidden
         while True:
             chosen = self._decoder.head(hidden).argmax(dim=-1).tolist()
-            slots = []
-            for index, (one, own) in enumerate(zip(active, chosen, strict=True)):
+            for one, own in zip(active, chosen, strict=True):
                 if not self._done(one):
-                    right = self._take(one, own, base)
                     answering.offered += len(one.guess)
-                    answering.accepted += right
-                keep = set(one.columns)
-                width = hidden.shape[1] - 1
-                slots += [
-                    (index, column) for column in range(base, base + width) if column not in keep
-                ]
-            mask_slots(answering.cache, slots)
+                    answering.accepted += self._take(one, own, base)
             running = [index for index, one in enumerate(active) if not self._done(one)]
+            if running or self._keep_rows:
+                _forget(answering.cache, base, [one.end for one in active])
             if not running:
                 return answering
             if self._compacts and 4 * len(running) <= 3 * len(active):
@@ -146,7 +141,7 @@ class _Loop:
             if not one.row.push(token, self._text.piece(token)):
                 break
             if place < right:
-                one.columns.append(base + place)
+                one.end = base + place + 1
             if self._done(one):
                 break
         one.draft.follow(right, chosen[right])
@@ -185,6 +180,26 @@ class _Loop:
             if self._done(one):
                 finished.append((index, column))
             else:
-                one.columns.append(column)
+                one.end = column + 1
         mask_slots(cache, finished)
         return hidden
+
+
+def _forget(cache: KVCache, base: int, ends: Sequence[int]) -> None:
+    """Forget guesses that were wrong: for each row, the columns from its end on.
+
+    Where no row has kept anything, columns are given back; between rows that kept more and less
+    there are holes, which cost masks and time from then on.
+
+    Args:
+        cache: The cache, changed in place.
+        base: The first column that was guessed.
+        ends: For each row the column behind what it keeps; below ``base`` if it keeps no guess.
+    """
+    kept = max(base, *ends)
+    if kept < cache.used:
+        cache.crop(kept)
+    mask_slots(
+        cache,
+        [(row, column) for row, end in enumerate(ends) for column in range(max(base, end), kept)],
+    )

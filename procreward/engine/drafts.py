@@ -45,6 +45,7 @@ class Draft:
         place: Index in ``source`` of the next token to guess.
         recent: Other answers to look for a continuation in, newest first.
         digits: Tokens that change from answer to answer and say nothing about what follows.
+        misses: Guesses in a row of which nothing was right; the next one is the shorter for it.
     """
 
     source: tuple[int, ...] = ()
@@ -52,9 +53,11 @@ class Draft:
     recent: Sequence[tuple[int, ...]] = ()
     digits: frozenset[int] = frozenset()
     written: list[int] = field(default_factory=list)
+    misses: int = 0
 
     def guess(self, limit: int) -> list[int]:
         """Return the next tokens to try, at most ``limit``."""
+        limit >>= 2 * max(self.misses - 2, 0)
         return list(self.source[self.place : self.place + limit])
 
     def follow(self, right: int, own: int | None) -> None:
@@ -71,7 +74,10 @@ class Draft:
         missed = self.source[self.place : self.place + 1] != (own,)
         self.place += 1
         self.written.append(own)
+        if right or not missed:
+            self.misses = 0
         if missed and own not in self.digits:
+            self.misses += 1
             self._line_up(own)
 
     def _line_up(self, own: int) -> None:

@@ -71,6 +71,18 @@ def test_a_new_stream_starts_from_the_latest_answer_of_another() -> None:
     assert book.draft(None).guess(4) == []
 
 
+def test_guesses_get_shorter_while_nothing_is_right() -> None:
+    draft = Draft(source=tuple(range(100, 180)))
+    lengths = []
+    for own in (1, 2, 3, 4, 5):
+        lengths.append(len(draft.guess(16)))
+        draft.follow(0, own)
+    assert lengths == [16, 16, 16, 4, 1]
+    assert draft.guess(16) == []
+    draft.follow(0, draft.source[draft.place])  # the model came back to it
+    assert len(draft.guess(16)) == 16
+
+
 def test_released_streams_are_forgotten() -> None:
     book = DraftBook(DIGITS)
     book.keep("a/main", (ACTIONS, REACH))
