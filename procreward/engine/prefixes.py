@@ -29,8 +29,11 @@ __all__ = ["LEAST_SHARED", "Content", "Prefix", "PrefixStore", "describe_content
 LEAST_SHARED = 24
 """Tokens from which on a shared head is worth a pass of its own."""
 
-_WIDEST_SHARE = 8
+_WIDEST_SHARE = 2
 """An entry may take this fraction of the memory, so that one cannot drive out all others."""
+
+_STREAMS = 4096
+"""Streams that are remembered; those that nobody releases would add up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,20 +168,27 @@ class PrefixStore:
         prefix = self._streams[stream]
         return prefix is not None and content.shared_with(prefix.tokens) >= content.first_end
 
+    def takes(self, nbytes: int) -> bool:
+        """Whether something of that size would be kept at all."""
+        return 0 < nbytes * _WIDEST_SHARE <= self._max_bytes
+
     def keep_shared(self, prefix: Prefix) -> None:
         """Keep a head for all streams."""
-        if self._fits(prefix):
-            self._shared[prefix.tokens.tobytes()] = prefix
+        name = prefix.tokens.tobytes()
+        if name not in self._shared and self.takes(prefix.nbytes):
+            self._shared[name] = prefix
             self._bytes += prefix.nbytes
             self._trim()
 
     def keep_stream(self, stream: str, prefix: Prefix | None) -> None:
         """Keep a stream's last prompt in place of the one before; None says that it slides now."""
         self._drop_stream(stream)
-        if prefix is not None and not self._fits(prefix):
+        if prefix is not None and not self.takes(prefix.nbytes):
             prefix = None
         self._streams[stream] = prefix
         self._bytes += prefix.nbytes if prefix is not None else 0
+        if len(self._streams) > _STREAMS:
+            self._drop_stream(next(iter(self._streams)))
         self._trim()
 
     def release(self, streams: Iterable[str]) -> None:
@@ -190,9 +200,6 @@ class PrefixStore:
     def _drop_stream(self, name: str) -> None:
         prefix = self._streams.pop(name, None)
         self._bytes -= prefix.nbytes if prefix is not None else 0
-
-    def _fits(self, prefix: Prefix) -> bool:
-        return prefix.nbytes * _WIDEST_SHARE <= self._max_bytes
 
     def _trim(self) -> None:
         # Streams first: they come back within an episode or never, shared heads come back always.

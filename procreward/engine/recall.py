@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from procreward.engine.language import Decoder
-from procreward.engine.prefixes import LEAST_SHARED, Prefix, PrefixStore
+from procreward.engine.prefixes import LEAST_SHARED, PrefixStore
 from procreward.engine.rows import Reading, Row, read_rows
 from procreward.engine.tree import TokenTree
 
@@ -71,8 +71,7 @@ class Recall:
         Returns:
             What was read.
         """
-        for row in rows:
-            self._look_up(row)
+        self._look_up(rows)
         reading = read_rows(
             self._decoder,
             rows,
@@ -82,7 +81,7 @@ class Recall:
             room=room,
             whole=self._whole,
         )
-        self._count(sum(row.length for row in rows), sum(row.reused for row in rows))
+        self._count(1, sum(row.length for row in rows), sum(row.reused for row in rows))
         for index, row in enumerate(rows):
             self._keep(reading, index, row)
         return reading
@@ -95,44 +94,71 @@ class Recall:
         """
         self._store.release(streams)
 
-    def _look_up(self, row: Row) -> None:
-        content = row.content
-        row.prefix, row.reused = None, 0
-        if content is None:
-            return
-        if LEAST_SHARED <= content.head < len(row.chat):
-            row.prefix = self._store.shared(content) or self._read_head(row, content.head)
-            row.reused = content.head
-        if row.stream is None:
-            return
-        prefix, length = self._store.of_stream(row.stream, content)
-        length = min(length, len(row.chat) - 1)
-        if prefix is not None and length >= max(LEAST_SHARED, row.reused + 1):
-            row.prefix, row.reused = prefix, length
+    def _look_up(self, rows: Sequence[Row]) -> None:
+        """Find the longest known head of each row."""
+        unknown: dict[bytes, list[Row]] = {}
+        for row in rows:
+            row.prefix, row.reused = None, 0
+            content = row.content
+            if content is None:
+                continue
+            if _shares_head(row):
+                row.prefix = self._store.shared(content)
+                row.reused = 0 if row.prefix is None else content.head
+            if row.stream is not None:
+                prefix, length = self._store.of_stream(row.stream, content)
+                length = min(length, len(row.chat) - 1)
+                if prefix is not None and length >= max(LEAST_SHARED, row.reused + 1):
+                    row.prefix, row.reused = prefix, length
+            if _shares_head(row) and row.reused < content.head:
+                unknown.setdefault(content.tokens[: content.head].tobytes(), []).append(row)
+        self._read_heads([alike for alike in unknown.values() if len(alike) > 1])
 
-    def _read_head(self, row: Row, length: int) -> Prefix:
-        """Read a head that other prompts will share, and keep it."""
-        head = row.head(length)
-        head.content = row.content
-        prefix = read_rows(self._decoder, [head], pad_id=self._pad_id).prefix(0)
-        # The row that asked takes it from memory, but it was not spared.
-        self._count(length, -length)
-        self._store.keep_shared(prefix)
-        return prefix
+    def _read_heads(self, groups: Sequence[Sequence[Row]]) -> None:
+        """Read heads that several rows of a batch share, once for all of them."""
+        if not groups:
+            return
+        heads = []
+        for group in groups:
+            content = group[0].content
+            assert content is not None
+            head = group[0].head(content.head)
+            head.content = content
+            heads.append(head)
+        reading = read_rows(self._decoder, heads, pad_id=self._pad_id)
+        for index, (head, group) in enumerate(zip(heads, groups, strict=True)):
+            prefix, length = reading.prefix(index), len(head.chat)
+            self._store.keep_shared(prefix)
+            for row in group:
+                row.prefix, row.reused = prefix, length
+            # The row that stands first takes it from memory, but it was not spared.
+            self._count(0, length, -length)
+        self._count(1, 0, 0)
 
-    def _count(self, read: int, reused: int) -> None:
+    def _count(self, passes: int, read: int, reused: int) -> None:
         stats = self._stats
         self._stats = RecallStats(
-            passes=stats.passes + 1,
+            passes=stats.passes + passes,
             tokens_read=stats.tokens_read + read,
             tokens_reused=stats.tokens_reused + reused,
         )
 
     def _keep(self, reading: Reading, index: int, row: Row) -> None:
-        """Keep a prompt while the stream's next one may begin like it."""
-        if row.stream is None or row.content is None:
+        """Keep what later prompts may begin with."""
+        content = row.content
+        if content is None:
             return
-        if self._store.wants(row.stream, row.content):
-            self._store.keep_stream(row.stream, reading.prefix(index))
-        else:
-            self._store.keep_stream(row.stream, None)
+        store, cost = self._store, reading.token_bytes
+        if _shares_head(row) and store.takes(content.head * cost) and not store.shared(content):
+            store.keep_shared(reading.prefix(index, content.head))
+        if row.stream is None:
+            return
+        # While the stream's next prompt may begin like this one.
+        wanted = store.wants(row.stream, content) and store.takes(len(row.chat) * cost)
+        store.keep_stream(row.stream, reading.prefix(index) if wanted else None)
+
+
+def _shares_head(row: Row) -> bool:
+    """Whether what stands before a row's own pictures is worth keeping."""
+    content = row.content
+    return content is not None and LEAST_SHARED <= content.head < len(row.chat)

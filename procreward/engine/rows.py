@@ -87,17 +87,34 @@ class Reading:
     def __post_init__(self) -> None:
         self.next_positions = np.asarray([row.chat.next_position for row in self.rows])
 
-    def prefix(self, index: int) -> Prefix:
-        """Copy one row's keys and values out of the cache; its content must be known."""
+    @property
+    def token_bytes(self) -> int:
+        """Memory of one token's keys and values in bytes."""
+        parts = (*self.cache.keys, *self.cache.values)
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in parts)
+
+    def prefix(self, index: int, length: int | None = None) -> Prefix:
+        """Copy the keys and values of one row's first tokens out of the cache.
+
+        Args:
+            index: Number of the row; its content must be known.
+            length: How many tokens; None for the whole prompt.
+
+        Returns:
+            The copy, in memory of its own.
+        """
         row = self.rows[index]
         assert row.content is not None
-        own = slice(self.end - row.length, self.end)
+        length = len(row.chat) if length is None else length
+        known = min(row.reused, length)
+        first = self.end - row.length
+        own = slice(first, first + length - known)
 
         def copy(part: torch.Tensor) -> torch.Tensor:
-            return torch.cat((part[index, :, : row.reused], part[index, :, own]), dim=1)
+            return torch.cat((part[index, :, :known], part[index, :, own]), dim=1)
 
         return Prefix(
-            tokens=row.content.tokens[: len(row.chat)],
+            tokens=row.content.tokens[:length],
             keys=[copy(key) for key in self.cache.keys],
             values=[copy(value) for value in self.cache.values],
         )

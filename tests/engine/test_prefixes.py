@@ -118,8 +118,26 @@ def test_memory_is_bounded_and_shared_heads_outlive_streams() -> None:
     assert store.of_stream("s0", content(0))[0] is None
 
 
+def test_streams_that_nobody_releases_do_not_add_up() -> None:
+    store = PrefixStore(10_000)
+    store.keep_stream("first", prefix(np.arange(5)))
+    for number in range(4096):
+        store.keep_stream(f"s{number}", None)
+    assert store.nbytes == 0
+    assert store.wants("first", content(0))
+    assert not store.wants("s0", content(0))
+
+
+def test_a_head_that_is_kept_twice_counts_once() -> None:
+    store = PrefixStore(10_000)
+    for _ in range(2):
+        store.keep_shared(prefix(np.arange(5)))
+    assert store.nbytes == prefix(np.arange(5)).nbytes
+
+
 def test_what_is_too_large_is_not_kept() -> None:
     store = PrefixStore(100)
+    assert [store.takes(size) for size in (1, 50, 51)] == [True, True, False]
     store.keep_shared(prefix(np.arange(50)))
     store.keep_stream("a", prefix(np.arange(50)))
     assert store.nbytes == 0
