@@ -165,29 +165,28 @@ class ReferenceEngine:
             max_new_tokens=max_new_tokens,
             eos_token_id=list(self._loaded.end_ids),
             pad_token_id=self._loaded.end_ids[-1],
-            stop_strings=[word for word in stop if isinstance(word, str)] or None,
         )
         with torch.inference_mode(), memory_guard(self._loaded.device):
             output = self._loaded.model.generate(
                 **inputs,
                 generation_config=settings,
-                tokenizer=self._loaded.tokenizer,
-                stopping_criteria=self._pattern_criteria(stop, length),
+                stopping_criteria=self._criteria(stop, length),
             )
         return [self._finish(tokens, stop) for tokens in output[:, length:].tolist()]
 
-    def _pattern_criteria(self, stop: Stop, length: int) -> Any:
-        """Have ``generate`` end rows whose answer holds one of the patterns."""
-        from transformers import StoppingCriteriaList
+    def _criteria(self, stop: Stop, length: int) -> Any:
+        """Have ``generate`` end rows whose answer holds a stop.
 
-        patterns = [word for word in stop if not isinstance(word, str)]
+        Not by its own ``stop_strings``, which also finds them in the names of control tokens.
+        """
+        from transformers import StoppingCriteriaList
 
         def ends(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             rows = input_ids[:, length:].tolist()
-            done = [_holds(self._decode(self._until_end(row)), patterns) for row in rows]
+            done = [_holds(self._decode(self._until_end(row)), stop) for row in rows]
             return torch.tensor(done, device=input_ids.device)
 
-        return StoppingCriteriaList([ends] if patterns else [])
+        return StoppingCriteriaList([ends] if stop else [])
 
     def _nll(self, prepared: PreparedPrompt, label: tuple[int, ...]) -> float:
         inputs = self._inputs([prepared.chat.with_text(label)], [prepared])

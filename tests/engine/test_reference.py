@@ -202,6 +202,15 @@ def test_other_models_of_the_family_answer(relative: ReferenceEngine) -> None:
     assert 0.0 < number.mass < 1.0
 
 
+def test_names_of_control_tokens_are_no_words(
+    reference: ReferenceEngine, loaded: LoadedModel
+) -> None:
+    (criterion,) = reference._criteria(("a", "start"), 1)
+    ids = loaded.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "a", "b"])
+    answers = torch.tensor([[0, ids[0]], [0, ids[1]], [0, ids[2]]])
+    assert criterion(answers, None).tolist() == [False, True, False]
+
+
 def test_wrong_arguments_are_refused(reference: ReferenceEngine) -> None:
     with pytest.raises(ConfigError, match="max_new_tokens"):
         reference.generate([IMAGES], max_new_tokens=0)
