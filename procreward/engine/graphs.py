@@ -119,7 +119,11 @@ class ShortForward:
                 self._step()
         cuda.current_stream(device).wait_stream(aside)
         graph = cuda.CUDAGraph()
-        with cuda.device(device), cuda.graph(graph, pool=self._pool):
+        # What other threads allocate meanwhile is no part of the graph and must not end it.
+        mode = "thread_local"
+        capture = cuda.graph(graph, pool=self._pool, capture_error_mode=mode)
+        # A capture that fails leaves its own stream current: the outer context goes back.
+        with cuda.device(device), cuda.stream(cuda.current_stream(device)), capture:
             self._hidden = self._step()
         return graph
 
@@ -181,7 +185,7 @@ class GraphedDecoder(Decoder):
         else:
             if len(self._slots) >= self._limit and free:
                 self._slots.remove(free[0])
-            memory = self._eager.new_cache(batch, room)
+            memory = self._allocate(batch, room)
             if len(self._slots) >= self._limit:
                 return memory
             slot = _Slot(cache=memory, owner=weakref.ref(memory))
@@ -191,6 +195,14 @@ class GraphedDecoder(Decoder):
         slot.owner = weakref.ref(handed)
         self._slots.append(slot)
         return handed
+
+    def _allocate(self, batch: int, room: int) -> KVCache:
+        """Make a cache, in place of those that nobody holds if there is no memory left."""
+        try:
+            return self._eager.new_cache(batch, room)
+        except torch.OutOfMemoryError:
+            self.release()
+        return self._eager.new_cache(batch, room)
 
     def release(self) -> None:
         """Give back the memory of all caches that nobody holds, and all graphs."""
@@ -220,9 +232,13 @@ class GraphedDecoder(Decoder):
                 among = seen_among(tokens, valid=valid, tree=tree, device=embeds.device)
             hidden = self._try(chunk, embeds, positions, cache.used, among)
         if hidden is None:
-            return self._eager.forward(
-                embeds, positions, cache, valid=valid, tree=tree, visual=visual, keep=keep
-            )
+            try:
+                return self._eager.forward(
+                    embeds, positions, cache, valid=valid, tree=tree, visual=visual, keep=keep
+                )
+            except torch.OutOfMemoryError:
+                self.release()
+                raise
         cache.valid[:, cache.used : cache.used + tokens] = True if valid is None else valid
         cache.full = cache.full and valid is None
         cache.used += tokens

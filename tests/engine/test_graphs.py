@@ -196,6 +196,27 @@ def test_releasing_frees_what_nobody_holds() -> None:
     _close(_read(decoder, held, inputs, 3), whole[:, PROMPT:])
 
 
+def test_memory_that_nobody_holds_is_given_back_when_it_runs_out() -> None:
+    class Small(ModuleDecoder):
+        left = 2
+
+        def new_cache(self, batch: int, capacity: int) -> KVCache:
+            if not self.left:
+                self.left = 1
+                raise torch.OutOfMemoryError("no room")
+            self.left -= 1
+            return super().new_cache(batch, capacity)
+
+    decoder = GraphedDecoder(_model("qwen3"), Small(_model("qwen3")))
+    held, dropped = decoder.new_cache(1, 30), decoder.new_cache(1, 30)
+    freed = weakref.ref(dropped.keys[0])
+    del dropped
+    assert decoder.new_cache(2, 300).batch == 2
+    gc.collect()
+    assert freed() is None
+    assert held.capacity == 256
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
