@@ -34,7 +34,7 @@ from procreward.engine import (
     Stop,
 )
 from procreward.engine.answer import AnswerRow, AnswerText, check_stop
-from procreward.engine.batching import MicroBatcher
+from procreward.engine.batching import MicroBatcher, memory_guard
 from procreward.engine.decoding import Answering, decode
 from procreward.engine.drafts import Draft, DraftBook
 from procreward.engine.frame_store import FrameEncoder
@@ -58,6 +58,8 @@ _LONGEST_GUESS = 64
 _ROOM = {"cpu": 48, "cuda": 256}
 """Columns left behind prompts for an answer. A longer one makes the cache grow, and CUDA graphs are
 of no use on the copy."""
+_HEAD_TOKENS = 512
+"""Tokens whose logits are in memory at a time while numbers are read."""
 _PREFIX_SHARE = 0.5
 """Of the memory for what is kept, the share for heads of prompts; the rest is for frames."""
 
@@ -250,7 +252,8 @@ class FastEngine:
             return []
         with self._lock, torch.inference_mode():
             chats = [self._reader.layout(prompt) for prompt in prompts]
-            rows = self._rows(prompts, chats)
+            with memory_guard(self._loaded.device):
+                rows = self._rows(prompts, chats)
             results: list[_Result] = self._batchers[verb].run(
                 rows, [len(chat) for chat in chats], call
             )
@@ -400,8 +403,12 @@ class FastEngine:
     def _digit_probs(self, hidden: torch.Tensor, reader: NumberReader) -> npt.NDArray[np.float64]:
         """Probabilities of the digits and the point behind each of some tokens."""
         columns = torch.tensor(reader.columns, device=hidden.device)
-        logits = self._decoder.head(hidden).float()
-        chosen = logits[..., columns] - logits.logsumexp(dim=-1, keepdim=True)
+        parts = []
+        # A tree has a hundred nodes and more: with a large vocabulary their logits fill gigabytes.
+        for part in torch.split(hidden.flatten(0, 1), _HEAD_TOKENS):
+            logits = self._decoder.head(part).float()
+            parts.append(logits[:, columns] - logits.logsumexp(dim=-1, keepdim=True))
+        chosen = torch.cat(parts).view(*hidden.shape[:2], -1)
         probs: npt.NDArray[np.float64] = chosen.double().exp().cpu().numpy()
         return probs
 
@@ -444,7 +451,7 @@ def _reading(moments: Moments, text: str, tokens: int) -> NumberReading:
 def _per_picture(clip: Clip, features: Features) -> list[int]:
     """Visual tokens of each picture, or of each group of frames of a video."""
     count = -(-len(clip.frames) // 2) if clip.video else len(clip.frames)
-    return [len(features.embeds) // count] * count
+    return [len(features) // count] * count
 
 
 def _digit_tokens(loaded: LoadedModel) -> list[int]:
