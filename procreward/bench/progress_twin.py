@@ -91,8 +91,8 @@ def answer(progress: float) -> str:
         progress: True progress in [0, 1].
 
     Example:
-        >>> print(answer(0.4).replace(">", ">;", 1)[:60])
-        <ref_think>;The gripper surrounds the cube, and its fingers
+        >>> answer(0.4).splitlines()[-1]
+        '<score>40%</score>'
     """
     ref = 1 + round(progress * (KEY_FRAMES - 1))
     percent = round(100 * (ref - 1) / (KEY_FRAMES - 1))

@@ -358,6 +358,7 @@ def loaded_twin(
     settings: dict[str, Any] = {"min_pixels": min_pixels}
     if old:
         settings |= {
+            "max_pixels": 12_845_056,
             "patch": 14,
             "mean": tuple(CLIP_STATISTICS["image_mean"]),
             "std": tuple(CLIP_STATISTICS["image_std"]),
