@@ -1,6 +1,7 @@
 """Dense rewards for robot learning from camera frames and vision-language reward models.
 
 * :class:`ProgressReward` - a Gymnasium wrapper: reward from what the environment looks like.
+* :class:`VectorProgressReward` - the same for many environments, in one call to the model.
 * :class:`CompletionChecker` - the same without an environment, for a robot's stream.
 * :func:`score_video` - the same for a file.
 * :class:`RewardConfig`, :class:`ScorerConfig`, :func:`load_preset` - the settings.
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from procreward.types import Score as Score
     from procreward.types import Scorer as Scorer
     from procreward.types import Verdict as Verdict
+    from procreward.vector import VectorProgressReward as VectorProgressReward
     from procreward.video import VideoRecord as VideoRecord
     from procreward.video import score_video as score_video
     from procreward.wrapper import ProgressReward as ProgressReward
@@ -60,6 +62,7 @@ __all__ = [
     "Scorer",
     "ScorerConfig",
     "Shaper",
+    "VectorProgressReward",
     "Verdict",
     "VideoRecord",
     "__version__",
@@ -85,6 +88,7 @@ _HOMES = {
     "Scorer": "types",
     "ScorerConfig": "config",
     "Shaper": "shaping",
+    "VectorProgressReward": "vector",
     "Verdict": "types",
     "VideoRecord": "video",
     "load_preset": "config",

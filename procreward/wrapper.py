@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, SupportsFloat, TypeVar
 
 import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
-from procreward.checks import check_names
 from procreward.config import (
     DEFAULT,
     CompleteMode,
@@ -21,22 +20,18 @@ from procreward.config import (
     as_json,
     given_settings,
 )
-from procreward.errors import ConfigError, UnsupportedEnvError
+from procreward.errors import UnsupportedEnvError
 from procreward.instruction import InstructionSource, check_instruction
 from procreward.runner import DueQuery, QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.sources import resolve_sources
 from procreward.types import Frame, Score
+from procreward.wrapping import INFO_KEY, info_entry, merge_settings, split_options, step_reward
 
 __all__ = ["INFO_KEY", "ProgressReward"]
 
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
-
-INFO_KEY = "procreward"
-"""Our entry in ``info``, and in the ``options`` of a reset."""
-
-RESET_OPTIONS = ("instruction",)
 
 
 class ProgressReward(
@@ -65,7 +60,8 @@ class ProgressReward(
     steps since the frame that was last read) and ``valid`` (bool, whether the latest query was
     answered).
 
-    A vector environment cannot be wrapped; wrap its sub-environments
+    For a vector environment there is :class:`~procreward.vector.VectorProgressReward`, which asks
+    about all sub-environments in one call; or wrap them one by one
     (``gym.make_vec(..., wrappers=[...])``).
 
     Example:
@@ -171,7 +167,7 @@ class ProgressReward(
             UnsupportedEnvError: If ``env`` is a vector environment or cannot show the views.
             InstructionError: If the instruction is an empty sentence.
         """
-        settings = _merge(config, given_settings(locals()))
+        settings = merge_settings(config, given_settings(locals()))
         _check_env(env)
         plan = StreamPlan.from_config(settings)
         RecordConstructorArgs.__init__(self, **_record(settings, plan), config=None)
@@ -230,7 +226,7 @@ class ProgressReward(
             ScorerError: If the scorer breaks its contract, or fails too often.
             ModelError: If the scorer cannot be loaded.
         """
-        options, own = _split_options(options)
+        options, own = split_options(options)
         obs, info = self.env.reset(seed=seed, options=options)
         if "instruction" in own:
             instruction = check_instruction(own["instruction"], "the reset option 'instruction'")
@@ -240,7 +236,7 @@ class ProgressReward(
         self._runner.release(self._stream.end())
         dues = self._stream.begin(frames, instruction)
         outcome = self._settle(dues)
-        return obs, {**info, INFO_KEY: _entry(outcome, env_reward=0.0)}
+        return obs, {**info, INFO_KEY: info_entry(outcome, env_reward=0.0)}
 
     def step(self, action: ActType) -> tuple[ObsType, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and replace its reward.
@@ -269,11 +265,8 @@ class ProgressReward(
             truncated=bool(truncated),
         )
         outcome = self._settle(dues)
-        reward = outcome.shaping + outcome.bonus
-        weight = self._plan.config.env_reward_weight
-        if weight:
-            reward += weight * env_reward
-        info = {**info, INFO_KEY: _entry(outcome, env_reward=env_reward)}
+        reward = step_reward(outcome, env_reward, self._plan.config.env_reward_weight)
+        info = {**info, INFO_KEY: info_entry(outcome, env_reward=env_reward)}
         return obs, reward, outcome.terminated, outcome.truncated, info
 
     def close(self) -> None:
@@ -296,17 +289,12 @@ class ProgressReward(
         return self._outcome
 
 
-def _merge(config: RewardConfig | None, given: Mapping[str, Any]) -> RewardConfig:
-    if config is not None and not isinstance(config, RewardConfig):
-        raise ConfigError(f"`config` must be a RewardConfig, got {type(config).__name__}.")
-    return (config or RewardConfig()).replace(**given)
-
-
 def _check_env(env: object) -> None:
     if isinstance(env, gym.vector.VectorEnv):
         raise UnsupportedEnvError(
-            f"`env` must be a single environment, got the vector environment {env}. Wrap "
-            "its sub-environments: gym.make_vec(..., wrappers=[ProgressReward])."
+            f"`env` must be a single environment, got the vector environment {env}. Use "
+            "VectorProgressReward, or wrap its sub-environments: gym.make_vec(..., "
+            "wrappers=[ProgressReward])."
         )
     if not isinstance(env, gym.Env):
         raise UnsupportedEnvError(
@@ -323,30 +311,3 @@ def _record(config: RewardConfig, plan: StreamPlan) -> dict[str, Any]:
     settings["scorer"] = plan.scorer.spec
     settings["judge"] = None if plan.judge is None else plan.judge.spec
     return settings
-
-
-def _split_options(
-    options: dict[str, Any] | None,
-) -> tuple[dict[str, Any] | None, Mapping[str, Any]]:
-    """Take our entry out of a copy of the options."""
-    if options is None or INFO_KEY not in options:
-        return options, {}
-    rest = dict(options)
-    own = rest.pop(INFO_KEY)
-    if not isinstance(own, Mapping):
-        raise ConfigError(f"`options[{INFO_KEY!r}]` must be a mapping of settings, got {own!r}.")
-    check_names("reset option", own, RESET_OPTIONS)
-    return rest, own
-
-
-def _entry(outcome: Outcome, *, env_reward: float) -> dict[str, float | int | bool]:
-    return {
-        "progress": float(outcome.progress),
-        "potential": float(outcome.potential),
-        "shaping": float(outcome.shaping),
-        "env_reward": env_reward,
-        "queried": outcome.queried,
-        "complete": outcome.complete,
-        "age_steps": outcome.age_steps,
-        "valid": outcome.valid,
-    }
