@@ -49,6 +49,7 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Every figure the README prints
+	$(BIN)/python benchmarks/engine.py --device cpu --out benchmarks/results/engine_cpu.json
 	$(BIN)/python benchmarks/wrapper_overhead.py --out benchmarks/results/wrapper_overhead.json
 	$(BIN)/python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json
 
