@@ -139,10 +139,12 @@ Verdicts = list[tuple[str, bool, bool]]
 
 
 def build_scorer(preset: Preset, mode: str | None) -> Scorer:
-    """Build the scorer of a preset, in another mode if asked."""
+    """Build the scorer of a preset, in another mode (``mode`` or ``mode+readout``) if asked."""
     config = preset.scorer
     if mode is not None:
-        config = replace(config, options={**config.options, "mode": mode})
+        name, _, readout = mode.partition("+")
+        changed = {"mode": name, "readout": readout or "greedy"}
+        config = replace(config, options={**config.options, **changed})
     return get_scorer(resolve(config))
 
 
@@ -358,7 +360,7 @@ def run(
     if judged:
         judge = build_scorer(load_preset("nano-judge"), None)
         figures["judge_query_ms_one_core"] = milliseconds(judge, episodes[0])
-    for choice in ("direct", "reasoning"):
+    for choice in {"direct": 0, "reasoning": 0, str(figures["mode"]): 0}:
         figures[f"query_ms_one_core_{choice}"] = milliseconds(
             build_scorer(preset, choice), episodes[0]
         )
@@ -374,7 +376,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("data/nano-test"))
     parser.add_argument("--episodes", type=int, default=100, help="held-out episodes per task")
-    parser.add_argument("--mode", choices=("direct", "reasoning"), default=None)
+    parser.add_argument("--mode", choices=("reasoning", "reasoning+expectation", "direct", "direct+expectation"), default=None)
     parser.add_argument("--no-judge", action="store_true")
     parser.add_argument("--workers", type=int, default=2, help="processes that ask the models")
     args = parser.parse_args()
