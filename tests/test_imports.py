@@ -33,7 +33,7 @@ env.spec.to_json()
         (
             "import procreward.scorers.procvlm, procreward.scorers.progresslm, "
             "procreward.scorers.topreward, procreward.scorers.completion_judge, "
-            "procreward.engine.served",
+            "procreward.engine.remote.served",
             [*EVERYTHING, "openai", "vllm"],
         ),
         ("import procreward.envs", [*MODELS, *SIMULATORS[:3], *PICTURES]),

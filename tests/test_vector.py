@@ -44,12 +44,16 @@ def toys(num_envs: int, **kwargs: Any) -> list[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("on_complete", ["info", "terminate", "truncate"])
-def test_equals_stacked_single_wrappers(kind: Any, way: str, on_complete: str) -> None:
+@pytest.mark.parametrize("every_k_steps", [1, 3])
+def test_equals_stacked_single_wrappers(
+    kind: Any, way: str, on_complete: str, every_k_steps: int
+) -> None:
+    # With a query at every step one is ended by the model a step before it would end itself.
     makers = counters([4, 9, 6])
     options: dict[str, Any] = {
         **ENDING,
         "on_complete": on_complete,
-        "every_k_steps": 2,
+        "every_k_steps": every_k_steps,
         "gamma": 0.5,
         "success_bonus": 2.0,
         "env_reward_weight": 0.25,

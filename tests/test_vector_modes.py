@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import cloudpickle
@@ -20,6 +21,7 @@ from procreward.errors import (
     ScorerFailedError,
     UnknownNameError,
     UnsupportedEnvError,
+    WorkerError,
 )
 from procreward.vector import VectorProgressReward
 from procreward.wrapper import ProgressReward
@@ -321,6 +323,45 @@ def test_bases_that_reuse_their_buffers(kind: Any, way: str) -> None:
         # Their observations change after they were returned; rewards and infos do not.
         traces.append([step[1:] for step in trace(envs, 12)])
     assert_same(traces[0], traces[1])
+
+
+class DyingEnv(CounterEnv):
+    """Its process is gone in the middle of a step, as if it had been killed."""
+
+    def step(self, action: Any) -> Any:
+        if self.count == 2:
+            os._exit(3)
+        return super().step(action)
+
+
+def test_a_worker_that_dies() -> None:
+    inner = AsyncVectorEnv([CounterEnv, DyingEnv, CounterEnv], autoreset_mode=DISABLED)
+    envs = VectorProgressReward(inner, scorer="constant")
+    envs.reset(seed=0)
+    for _ in range(2):
+        envs.step(np.zeros(3, int))
+    with pytest.raises(WorkerError, match=r"by index and exit code: \{1: 3\}"):
+        envs.step(np.zeros(3, int))
+    assert envs.closed
+    assert not any(process.is_alive() for process in inner.processes)
+    envs.close()
+
+
+class FailingEnv(CounterEnv):
+    def step(self, action: Any) -> Any:
+        raise ConnectionError("no robot")
+
+
+@pytest.mark.filterwarnings("ignore:.*ERROR:UserWarning")  # Gymnasium shows the traceback
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_of_sub_environments_are_passed_on(kind: Any) -> None:
+    envs = VectorProgressReward(
+        kind([CounterEnv, FailingEnv], autoreset_mode=DISABLED), scorer="constant"
+    )
+    envs.reset(seed=0)
+    with pytest.raises(ConnectionError, match="no robot"):
+        envs.step(np.zeros(2, int))
+    envs.close()
 
 
 @pytest.mark.parametrize("way", ["same step", "next step"])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from procreward.engine import EndTokens, Generation, LabelNLL, NumberReading, Prompt, Stop
-from procreward.engine.batching import memory_guard
+from procreward.engine.reading.batching import memory_guard
 from procreward.engine.reference import ReferenceEngine
 
 __all__ = ["Batched", "OneByOne"]

@@ -22,14 +22,14 @@ from procreward.bench.flops import (
     language_weights,
     prefill_flops,
 )
+from procreward.engine.answers.numbers import NumberReader
+from procreward.engine.answers.tree import TokenTree
 from procreward.engine.fast import FastEngine
-from procreward.engine.kv import KVCache
-from procreward.engine.language import Decoder, VisualTokens
+from procreward.engine.language.decoder import Decoder, VisualTokens
+from procreward.engine.language.kv import KVCache
 from procreward.engine.loading import LoadedModel
-from procreward.engine.numbers import NumberReader
-from procreward.engine.rows import Reading, Row
-from procreward.engine.tree import TokenTree
-from procreward.engine.vision import Features
+from procreward.engine.reading.rows import Reading, Row
+from procreward.engine.vision.tower import Features
 
 __all__ = ["Answer", "ImposedEngine", "ImposedModel", "Work", "number_bonus"]
 

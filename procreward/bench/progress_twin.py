@@ -29,9 +29,9 @@ from procreward.bench.twins import (
     train_tokenizer,
 )
 from procreward.engine import Clip, Prompt
-from procreward.engine.inputs import PreparedPrompt, PromptReader, pad_left
-from procreward.engine.preprocess import preprocess_images
-from procreward.engine.prompt import Chat
+from procreward.engine.reading.inputs import PreparedPrompt, PromptReader, pad_left
+from procreward.engine.reading.prompt import Chat
+from procreward.engine.vision.preprocess import preprocess_images
 from procreward.scorers.demonstration import Demonstration
 from procreward.scorers.progresslm_prompts import progresslm_prompt
 

@@ -352,7 +352,7 @@ def loaded_twin(
         What engines take.
     """
     from procreward.engine.loading import LoadedModel
-    from procreward.engine.preprocess import PreprocessConfig
+    from procreward.engine.vision.preprocess import PreprocessConfig
 
     old = model.config.model_type == "qwen2_5_vl"
     settings: dict[str, Any] = {"min_pixels": min_pixels}

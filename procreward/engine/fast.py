@@ -1,11 +1,11 @@
 """The engine: what it computed for a frame, a demonstration or the last answer it does not redo.
 
-* Every frame is encoded once (:mod:`procreward.engine.frame_store`).
-* Heads that prompts share are read once (:mod:`procreward.engine.prefixes`).
+* Every frame is encoded once (:mod:`procreward.engine.vision.frame_store`).
+* Heads that prompts share are read once (:mod:`procreward.engine.reading.prefixes`).
 * Prompts, labels and numbers of many streams are read in one pass
-  (:mod:`procreward.engine.rows`, :mod:`procreward.engine.tree`).
-* The last answer is tried as the next one (:mod:`procreward.engine.drafts`).
-* Batches are as large as memory allows (:mod:`procreward.engine.batching`).
+  (:mod:`procreward.engine.reading.rows`, :mod:`procreward.engine.answers.tree`).
+* The last answer is tried as the next one (:mod:`procreward.engine.answers.drafts`).
+* Batches are as large as memory allows (:mod:`procreward.engine.reading.batching`).
 
 Greedy answers are those of plain transformers, likelihoods differ by rounding. In float32 tests
 hold it to that; in bfloat16 another number of tokens in a pass rounds differently, which can turn
@@ -33,22 +33,22 @@ from procreward.engine import (
     Prompt,
     Stop,
 )
-from procreward.engine.answer import AnswerRow, AnswerText, check_stop
-from procreward.engine.batching import MicroBatcher, memory_guard
-from procreward.engine.decoding import Answering, decode
-from procreward.engine.drafts import Draft, DraftBook
-from procreward.engine.frame_store import FrameEncoder
-from procreward.engine.inputs import PromptReader
-from procreward.engine.kv import KVCache
-from procreward.engine.language import make_decoder
+from procreward.engine.answers.answer import AnswerRow, AnswerText, check_stop
+from procreward.engine.answers.decoding import Answering, decode
+from procreward.engine.answers.drafts import Draft, DraftBook
+from procreward.engine.answers.numbers import Moments, NumberReader
+from procreward.engine.answers.tree import LabelTree, TokenTree, label_tree
+from procreward.engine.language.decoder import make_decoder
+from procreward.engine.language.kv import KVCache
 from procreward.engine.loading import LoadedModel
-from procreward.engine.numbers import Moments, NumberReader
-from procreward.engine.prefixes import PrefixStore, describe_content
-from procreward.engine.prompt import Chat, VideoLayout
-from procreward.engine.recall import Recall
-from procreward.engine.rows import Reading, Row, ensure_room, read_trees
-from procreward.engine.tree import LabelTree, TokenTree, label_tree
-from procreward.engine.vision import Features
+from procreward.engine.reading.batching import MicroBatcher, memory_guard
+from procreward.engine.reading.inputs import PromptReader
+from procreward.engine.reading.prefixes import PrefixStore, describe_content
+from procreward.engine.reading.prompt import Chat, VideoLayout
+from procreward.engine.reading.recall import Recall
+from procreward.engine.reading.rows import Reading, Row, ensure_room, read_trees
+from procreward.engine.vision.frame_store import FrameEncoder
+from procreward.engine.vision.tower import Features
 
 __all__ = ["EngineStats", "FastEngine"]
 

@@ -16,11 +16,11 @@ import torch
 
 from procreward.checks import check_choice, check_int
 from procreward.engine import Clip, EndTokens, Generation, LabelNLL, NumberReading, Prompt, Stop
-from procreward.engine.answer import check_stop
-from procreward.engine.batching import MicroBatcher, memory_guard
-from procreward.engine.generic_loading import LoadedGeneric
-from procreward.engine.inputs import cut_at_stop
-from procreward.engine.outside import VideoNotice, clips_of
+from procreward.engine.answers.answer import check_stop
+from procreward.engine.loading.generic import LoadedGeneric
+from procreward.engine.reading.batching import MicroBatcher, memory_guard
+from procreward.engine.reading.inputs import cut_at_stop
+from procreward.engine.remote.outside import VideoNotice, clips_of
 from procreward.errors import ConfigError, FrameError, InstructionError
 
 __all__ = ["GenericEngine"]

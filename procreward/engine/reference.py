@@ -17,13 +17,13 @@ import torch
 
 from procreward.checks import check_int
 from procreward.engine import EndTokens, Generation, LabelNLL, NumberReading, Prompt, Stop
-from procreward.engine.answer import check_stop
-from procreward.engine.batching import MicroBatcher, memory_guard
-from procreward.engine.inputs import PreparedPrompt, PromptReader, cut_at_stop, pad_left
+from procreward.engine.answers.answer import check_stop
+from procreward.engine.answers.numbers import Moments, NumberReader
+from procreward.engine.answers.tree import TokenTree
 from procreward.engine.loading import LoadedModel
-from procreward.engine.numbers import Moments, NumberReader
-from procreward.engine.prompt import Chat, VideoLayout
-from procreward.engine.tree import TokenTree
+from procreward.engine.reading.batching import MicroBatcher, memory_guard
+from procreward.engine.reading.inputs import PreparedPrompt, PromptReader, cut_at_stop, pad_left
+from procreward.engine.reading.prompt import Chat, VideoLayout
 
 __all__ = ["ReferenceEngine"]
 

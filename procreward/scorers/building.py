@@ -52,9 +52,9 @@ class EngineOptions:
         batch_size: Most queries answered in one batch; memory may make it fewer.
         cache_gib: Memory for what is kept between queries, in GiB.
         server: For ``engine="served"``: where it is and how to ask; see
-            :class:`procreward.engine.server_settings.ServerSettings`.
+            :class:`procreward.engine.remote.server_settings.ServerSettings`.
         vllm: For ``engine="vllm"``: how vLLM is set up, if not as it is by default; see
-            :class:`procreward.engine.vllm.VLLMSettings`.
+            :class:`procreward.engine.remote.vllm.VLLMSettings`.
     """
 
     engine: EngineName = "auto"

@@ -12,9 +12,9 @@ from procreward.scorers.fitting import FittingEngine, FrameLimits
 if TYPE_CHECKING:
     from procreward.config import ScorerConfig
     from procreward.engine import Engine
-    from procreward.engine.generic_loading import LoadedGeneric
     from procreward.engine.loading import LoadedModel
-    from procreward.engine.prompt import VideoLayout
+    from procreward.engine.loading.generic import LoadedGeneric
+    from procreward.engine.reading.prompt import VideoLayout
 
 __all__ = ["build_engine"]
 
@@ -103,7 +103,7 @@ def _plain(
     config: ScorerConfig, options: EngineOptions, limits: FrameLimits
 ) -> tuple[Engine, dict[str, object]]:
     from procreward.engine.generic import GenericEngine
-    from procreward.engine.generic_loading import load_generic
+    from procreward.engine.loading.generic import load_generic
 
     loaded = load_generic(**_loading(config))
     engine = GenericEngine(loaded, batch_size=options.batch_size)
@@ -117,8 +117,8 @@ def _plain(
 def _served(
     config: ScorerConfig, options: EngineOptions, limits: FrameLimits
 ) -> tuple[Engine, dict[str, object]]:
-    from procreward.engine.served import ServedEngine
-    from procreward.engine.server_settings import ServerSettings
+    from procreward.engine.remote.served import ServedEngine
+    from procreward.engine.remote.server_settings import ServerSettings
 
     if config.adapter is not None:
         raise ConfigError(
@@ -143,9 +143,9 @@ def _vllm(
 ) -> tuple[Engine, dict[str, object]]:
     from procreward.checks import check_names
     from procreward.config import field_names
-    from procreward.engine.preprocess import load_preprocess_config
+    from procreward.engine.remote.vllm import VLLMEngine, VLLMSettings
     from procreward.engine.sources import resolve_source
-    from procreward.engine.vllm import VLLMEngine, VLLMSettings
+    from procreward.engine.vision.preprocess import load_preprocess_config
 
     assert config.model is not None
     if config.adapter is not None:

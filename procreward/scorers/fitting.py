@@ -18,7 +18,7 @@ from procreward.engine import (
 )
 
 if TYPE_CHECKING:
-    from procreward.engine.preprocess import PreprocessConfig
+    from procreward.engine.vision.preprocess import PreprocessConfig
     from procreward.types import Frames
 
 __all__ = ["FittingEngine", "FrameLimits"]
@@ -69,8 +69,8 @@ class FrameLimits:
         Raises:
             FrameError: If they have another size than demanded.
         """
-        from procreward.engine.outside import fit_frames
-        from procreward.engine.preprocess import PreprocessConfig, check_frames
+        from procreward.engine.remote.outside import fit_frames
+        from procreward.engine.vision.preprocess import PreprocessConfig, check_frames
 
         config = self.apply(PreprocessConfig(min_pixels=1))
         check_frames(frames, config)

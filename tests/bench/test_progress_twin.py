@@ -17,7 +17,7 @@ from procreward.bench.progress_twin import (
 from procreward.bench.twins import TwinSize
 from procreward.engine import Clip
 from procreward.engine.fast import FastEngine
-from procreward.engine.inputs import PromptReader
+from procreward.engine.reading.inputs import PromptReader
 from procreward.scorers.progresslm import ProgressLM, ProgressLMOptions
 from procreward.scorers.progresslm_prompts import progresslm_prompt
 from procreward.scorers.progresslm_text import read_think

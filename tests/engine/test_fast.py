@@ -7,8 +7,8 @@ import pytest
 
 from procreward.engine import Clip, EndTokens, Prompt
 from procreward.engine.fast import FastEngine
-from procreward.engine.inputs import cut_at_stop
 from procreward.engine.loading import LoadedModel
+from procreward.engine.reading.inputs import cut_at_stop
 from procreward.engine.reference import ReferenceEngine
 from procreward.errors import ConfigError, InstructionError
 

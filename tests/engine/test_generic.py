@@ -13,7 +13,7 @@ import torch
 
 from procreward.engine import Clip, Prompt
 from procreward.engine.generic import GenericEngine
-from procreward.engine.generic_loading import LoadedGeneric, load_generic
+from procreward.engine.loading.generic import LoadedGeneric, load_generic
 from procreward.errors import (
     ArchitectureError,
     ConfigError,

@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from procreward.engine import Clip, Generation, Prompt
-from procreward.engine.inputs import cut_at_stop
 from procreward.engine.loading import LoadedModel
-from procreward.engine.preprocess import load_preprocess_config
+from procreward.engine.reading.inputs import cut_at_stop
 from procreward.engine.reference import ReferenceEngine
+from procreward.engine.vision.preprocess import load_preprocess_config
 from procreward.errors import ConfigError
-from tests.engine.test_numbers import brute_force
+from tests.engine.answers.test_numbers import brute_force
 from tests.tiny import save_tiny_moe, save_tiny_qwen25
 
 LABELS = ("complete", "not complete")

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from procreward.engine.loading import LoadedModel
-from procreward.engine.preprocess import PreprocessConfig
+from procreward.engine.vision.preprocess import PreprocessConfig
 
 QWEN3_IMAGES = PreprocessConfig(min_pixels=1024)
 QWEN25_IMAGES = PreprocessConfig(

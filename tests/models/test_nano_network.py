@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from procreward.engine.preprocess import PreprocessConfig, load_preprocess_config, preprocess_images
+from procreward.engine.vision.preprocess import (
+    PreprocessConfig,
+    load_preprocess_config,
+    preprocess_images,
+)
 from procreward.models.nano.architecture import (
     CROP,
     FRAME_SIZE,

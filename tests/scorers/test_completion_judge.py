@@ -22,9 +22,9 @@ from procreward.engine import (
     Prompt,
     Stop,
 )
-from procreward.engine.inputs import PromptReader
 from procreward.engine.loading import load_model
-from procreward.engine.preprocess import PreprocessConfig, preprocess_video
+from procreward.engine.reading.inputs import PromptReader
+from procreward.engine.vision.preprocess import PreprocessConfig, preprocess_video
 from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
 from procreward.scorers import completion_judge
 from procreward.scorers.completion_judge import CompletionJudge, JudgeOptions, judge_prompt

@@ -10,7 +10,7 @@ import pytest
 
 from procreward.engine import Clip, Engine, Prompt
 from procreward.engine.generic import GenericEngine
-from procreward.engine.generic_loading import load_generic
+from procreward.engine.loading.generic import load_generic
 from procreward.errors import FrameError
 from procreward.registry import get_scorer, resolve
 from procreward.scorers.fitting import FittingEngine, FrameLimits

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from procreward.engine.answer import AnswerRow
-from procreward.engine.inputs import cut_at_stop
+from procreward.engine.answers.answer import AnswerRow
+from procreward.engine.reading.inputs import cut_at_stop
 from procreward.scorers.procvlm_text import (
     DIRECT_COMPLETE,
     DIRECT_PREFIX,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from procreward.config import ScorerConfig, load_preset
 from procreward.engine import Clip, EndTokens, Generation, LabelNLL, NumberReading, Prompt, Stop
-from procreward.engine.inputs import PromptReader
 from procreward.engine.loading import load_model
+from procreward.engine.reading.inputs import PromptReader
 from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
 from procreward.registry import resolve
 from procreward.scorers.topreward import TOPReward, TOPRewardOptions, topreward_prompt

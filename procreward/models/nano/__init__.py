@@ -2,7 +2,7 @@
 
 ``nano`` is a true Qwen3-VL of a few million parameters with its own small tokenizer, trained from
 scratch on scripted robosuite and Meta-World episodes. The folder ``weights`` beside this file is
-what :func:`procreward.engine.loading.load_model` opens under the name ``"nano"``.
+what :func:`procreward.engine.loading.model.load_model` opens under the name ``"nano"``.
 
 From nothing to weights::
 

@@ -26,8 +26,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from procreward.engine.preprocess import preprocess_images
-from procreward.engine.prompt import Chat, ChatBuilder, Image
+from procreward.engine.reading.prompt import Chat, ChatBuilder, Image
+from procreward.engine.vision.preprocess import preprocess_images
 from procreward.models.nano import WEIGHTS
 from procreward.models.nano.architecture import (
     GRID,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from procreward.engine.preprocess import preprocess_images
+from procreward.engine.vision.preprocess import preprocess_images
 from procreward.models.nano.architecture import encode_frames, run_windows
 from procreward.models.nano.corpus import Corpus, phrasings
 from procreward.models.nano.heads import StateHead, ValueHead, state_loss

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from procreward.engine.prompt import Chat, ChatBuilder, Image, Part
+from procreward.engine.reading.prompt import Chat, ChatBuilder, Image, Part
 from procreward.models.nano.architecture import GRID, WINDOW_FRAMES
 from procreward.models.nano.text import answer, direct_answer
 from procreward.scorers.procvlm_text import DIRECT_PREFIX, procvlm_prompt

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from procreward.engine.preprocess import PreprocessConfig, preprocess_images
+from procreward.engine.vision.preprocess import PreprocessConfig, preprocess_images
 from procreward.models.nano.architecture import (
     CROP,
     FrameFeatures,

@@ -1,0 +1,1 @@
+"""The language model on a cache of our own: chunks, holes, trees, CUDA graphs."""

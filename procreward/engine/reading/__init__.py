@@ -1,0 +1,1 @@
+"""Prompts as tokens, and as rows of batches of which only what is new is read."""

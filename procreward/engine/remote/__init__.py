@@ -1,0 +1,1 @@
+"""Engines whose model runs elsewhere: behind a server, or in vLLM."""
