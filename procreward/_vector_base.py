@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
+from multiprocessing.connection import wait
 from typing import Any, cast
 
 import gymnasium as gym
@@ -17,13 +19,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import iterate
 
 from procreward.config import CompleteMode
-from procreward.errors import ConfigError, FrameError, UnsupportedEnvError
+from procreward.errors import ConfigError, FrameError, UnsupportedEnvError, WorkerError
 from procreward.sources import CameraSource, FrameSource, ObservationSource
 from procreward.types import Frame
 
 __all__ = ["SubEnvs", "autoreset_modes", "check_vector_env"]
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
+
+WORKER_EXIT_S = 5.0
 
 DISABLED_BASE = (
     "make the base with AutoresetMode.DISABLED: gym.make_vec(..., "
@@ -158,6 +162,27 @@ class SubEnvs:
         inner = self.env.unwrapped
         return cast(Any, inner).envs if isinstance(inner, SyncVectorEnv) else None
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Say what has happened if a worker process dies inside the block, and end the others.
+
+        Raises:
+            WorkerError: If one has died.
+        """
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            inner = self.env.unwrapped
+            codes = _exit_codes(inner) if isinstance(inner, AsyncVectorEnv) else {}
+            if not codes:
+                raise
+            _end_workers(cast(AsyncVectorEnv, inner))
+            raise WorkerError(
+                f"Workers of {self.env} have died, by index and exit code: {codes}. A negative "
+                "code is a signal (-9: killed, often for lack of memory). The environment is "
+                "closed; make it anew, with fewer or smaller sub-environments."
+            ) from error
+
     def forget(self) -> None:
         """Ask anew for attributes: they may have changed by a reset."""
         self._have.clear()
@@ -266,6 +291,28 @@ class SubEnvs:
                 'sub-environment, got None; make them with render_mode="rgb_array".'
             )
         return pictures
+
+
+def _exit_codes(envs: AsyncVectorEnv) -> dict[int, int]:
+    """Exit codes of the workers that have died; one whose pipe has just closed is waited for."""
+    ready = wait([process.sentinel for process in envs.processes], timeout=WORKER_EXIT_S)
+    for process in envs.processes:
+        if process.sentinel in ready:
+            process.join()
+    codes = {index: process.exitcode for index, process in enumerate(envs.processes)}
+    # One whose sub-environment raised has told so, and ends with 0.
+    return {index: code for index, code in codes.items() if code}
+
+
+def _end_workers(envs: AsyncVectorEnv) -> None:
+    # Its own close() asks the dead for an answer.
+    for process in envs.processes:
+        process.terminate()
+        process.join()
+    for pipe in envs.parent_pipes:
+        if pipe is not None:
+            pipe.close()
+    envs.closed = True
 
 
 class _Remote:

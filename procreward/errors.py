@@ -8,6 +8,7 @@
     ├── FrameError             (ValueError)        a frame of the wrong dtype, shape or content
     ├── InstructionError       (ValueError)        an empty or missing instruction
     ├── UnsupportedEnvError    (TypeError)         an environment that cannot be wrapped as asked
+    ├── WorkerError            (RuntimeError)      a process of a vector environment died
     ├── MissingDependencyError (ImportError)       an optional package or system library is absent
     ├── ModelError             (RuntimeError)      a model that cannot be loaded or run
     │   ├── ModelNotFoundError (FileNotFoundError) no such folder, file or hub repository
@@ -40,6 +41,7 @@ __all__ = [
     "UnknownNameError",
     "UnsafeWeightsError",
     "UnsupportedEnvError",
+    "WorkerError",
 ]
 
 
@@ -91,6 +93,10 @@ class InstructionError(ProcrewardError, ValueError):
 
 class UnsupportedEnvError(ProcrewardError, TypeError):
     """The environment cannot be wrapped the way that was asked."""
+
+
+class WorkerError(ProcrewardError, RuntimeError):
+    """A process that ran a sub-environment died; the vector environment is closed by then."""
 
 
 class MissingDependencyError(ProcrewardError, ImportError):

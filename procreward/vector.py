@@ -222,6 +222,7 @@ class VectorProgressReward(_Wrapper):
             FrameError: If a view shows no picture.
             ScorerError: If a scorer breaks its contract, or fails too often.
             ModelError: If a scorer cannot be loaded.
+            WorkerError: If a worker process died.
         """
         options, own = split_options(options)
         instructions = self._given_instructions(own)
@@ -230,10 +231,11 @@ class VectorProgressReward(_Wrapper):
             who = self._checked_mask(options[RESET_MASK])
             # Gymnasium takes the mask out of the dictionary that it is given.
             options = {**options, RESET_MASK: who.copy()}
-        obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self._release(stream for stream, new in zip(self._streams, who, strict=True) if new)
-        self._over, self._over_below = self._over & ~who, self._over_below & ~who
-        asks = self._begin(who, obs, infos, instructions)
+        with self._envs.watched():
+            obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+            self._release(stream for stream, new in zip(self._streams, who, strict=True) if new)
+            self._over, self._over_below = self._over & ~who, self._over_below & ~who
+            asks = self._begin(who, obs, infos, instructions)
         outcomes = self._settle(asks)
         for ask, outcome in zip(asks, outcomes, strict=True):
             self._outcomes[ask.index] = outcome
@@ -254,8 +256,26 @@ class VectorProgressReward(_Wrapper):
                 that is shown is ``DISABLED``.
             FrameError: If a view shows no picture.
             ScorerError: If a scorer breaks its contract, or fails too often.
+            WorkerError: If a worker process died.
         """
         self._check_running()
+        with self._envs.watched():
+            return self._step(actions)
+
+    def close(self, **kwargs: Any) -> None:
+        """Close the environment. Scorers are shared and stay, but forget the episodes.
+
+        Args:
+            kwargs: Passed on.
+        """
+        try:
+            self._release(self._streams)
+        finally:
+            super().close(**kwargs)
+
+    def _step(
+        self, actions: Any
+    ) -> tuple[Any, npt.NDArray[np.float64], Mask, Mask, dict[str, Any]]:
         obs, given, terminated, truncated, infos = self.env.step(actions)
         # Those whose episode ended a step ago; with next-step autoreset only.
         new = self._over
@@ -276,17 +296,6 @@ class VectorProgressReward(_Wrapper):
         else:
             self._over, self._over_below = over, ended
         return turn.obs, turn.rewards, turn.terminated, turn.truncated, self._infos(turn)
-
-    def close(self, **kwargs: Any) -> None:
-        """Close the environment. Scorers are shared and stay, but forget the episodes.
-
-        Args:
-            kwargs: Passed on.
-        """
-        try:
-            self._release(self._streams)
-        finally:
-            super().close(**kwargs)
 
     def _check_running(self) -> None:
         if None in self._streams:
