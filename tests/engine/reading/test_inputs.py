@@ -128,7 +128,7 @@ def test_open_text_is_what_is_tokenised_in_one_piece(loaded: LoadedModel) -> Non
 def test_labels_that_melt_into_the_words_before_them_are_refused(loaded: LoadedModel) -> None:
     reader = PromptReader(loaded)
     with pytest.raises(ConfigError, match="tokenised apart from the words"):
-        reader.label_tokens(["e"], "none", open_turn_text="complet")
+        reader.label_tokens(["s"], "none", open_turn_text="progres")
     with pytest.raises(ConfigError, match="tokenised apart from the line"):
         reader.label_tokens([""], "none")
     with pytest.raises(ConfigError, match="must differ"):
