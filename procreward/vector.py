@@ -159,15 +159,15 @@ class VectorProgressReward(_Wrapper):
         merged = merge_settings(config, settings)
         check_vector_env(env)
         plan = StreamPlan.from_config(merged)
+        envs, instruction = SubEnvs(env), InstructionSource(merged.instruction)
+        instruction.check(envs.example())
+        sources = resolve_sources(envs.example(), merged.views, plan.frame_size)
+        modes = autoreset_modes(env, autoreset_mode, merged.on_complete, sources)
+        # Not before the checks: where they fail, older versions would close the base.
         super().__init__(env)
-        self._plan = plan
-        self._envs = SubEnvs(env)
-        self._instruction = InstructionSource(merged.instruction)
-        self._instruction.check(self._envs.example())
-        self._sources = resolve_sources(self._envs.example(), merged.views, plan.frame_size)
-        self._base_mode, self._mode = autoreset_modes(
-            env, autoreset_mode, merged.on_complete, self._sources
-        )
+        self._plan, self._envs, self._instruction = plan, envs, instruction
+        self._sources = sources
+        self._base_mode, self._mode = modes
         self.metadata = {**env.metadata, "autoreset_mode": self._mode}
         self._runner = plan.runner()
         self._streams: list[EpisodeStream | None] = [None] * self.num_envs
