@@ -46,7 +46,9 @@ def test_the_language_model_is_counted_as_torch_counts_it() -> None:
     # torch counts every pair of tokens, seen or not; ours counts those that are seen.
     unseen = tokens * (tokens - 1) / 2
     attention = 4 * TINY.layers * TINY.heads * TINY.head_dim * unseen
-    assert counter.get_total_flops() == prefill_flops(config, tokens) + attention
+    counted = prefill_flops(config, tokens) + attention
+    # Older versions of transformers compute rotary angles by a small matrix product.
+    assert counted <= counter.get_total_flops() < 1.001 * counted
 
 
 def test_the_vision_tower_is_counted_as_torch_counts_it() -> None:
