@@ -18,6 +18,7 @@ from tests.vectors import (
     NEXT_STEP,
     SAME_STEP,
     WAYS,
+    BlocksEnv,
     ByTask,
     MeanGrey,
     assert_same,
@@ -115,13 +116,17 @@ def test_equal_with_nano_and_its_judge(kind: Any) -> None:
     options: dict[str, Any] = {
         "scorer": "nano",
         "judge": "nano-judge",
-        "instruction": "lift the cube",
-        "every_k_steps": 3,
-        **ENDING,
+        "every_k_steps": 2,
+        "confirm_queries": 3,
+        "on_complete": "terminate",
     }
-    makers = toys(3, width=128, height=128)
-    one = trace(batched(makers, kind=kind, **options), 9)
-    assert_same(one, trace(stacked(makers, **options), 9))
+    makers = [lambda length=length: BlocksEnv(length) for length in (3, 7, 9)]
+    one = trace(batched(makers, kind=kind, **options), 10)
+    assert_same(one, trace(stacked(makers, **options), 10))
+    progress = [step[-1]["procreward"]["progress"] for step in one]
+    assert len(np.unique(progress)) > 3
+    ends = [(step[2].any(), step[3].any()) for step in one[1:]]
+    assert {(True, False), (False, True)} <= set(ends)
 
 
 answers = st.lists(st.sampled_from([None, 0.0, 0.25, 0.5, 0.9, 1.0]), min_size=1, max_size=8)

@@ -146,3 +146,18 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 
 KINDS = [SyncVectorEnv, AsyncVectorEnv]
+
+
+class BlocksEnv(CounterEnv):
+    """Shows random blocks, so that a model trained on pictures has something to see."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length, "truncated", instruction="close the drawer")
+
+    def render(self) -> Any:
+        coarse = np.random.default_rng([self.seeds, self.count]).integers(0, 256, (8, 8, 3))
+        return coarse.astype(np.uint8).repeat(16, 0).repeat(16, 1)
+
+    @property
+    def seeds(self) -> int:
+        return len(self.resets) + 10 * self.num_steps
