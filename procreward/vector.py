@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -12,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from procreward._stream_batch import Ask, StreamBatch, first_entries
 from procreward._vector_base import SubEnvs, autoreset_modes, check_vector_env
 from procreward._vector_infos import Mask, add_entries, merge_infos, select_infos, single_info
 from procreward.config import RewardConfig
 from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.instruction import InstructionSource, check_instruction
-from procreward.runner import DueQuery, QueryStats
-from procreward.session import EpisodeStream, Outcome, StreamPlan
+from procreward.runner import QueryStats
+from procreward.session import Outcome, StreamPlan
 from procreward.sources import resolve_sources
 from procreward.types import Frame
 from procreward.wrapping import InfoEntry, info_entry, merge_settings, split_options, step_reward
@@ -31,15 +30,6 @@ else:  # Gymnasium 1.1 gives it no type parameters.
     _Wrapper = gym.vector.VectorWrapper
 
 RESET_MASK = "reset_mask"
-
-
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """One sub-environment's due queries, often none."""
-
-    index: int
-    stream: EpisodeStream
-    dues: list[DueQuery]
 
 
 class _Turn:
@@ -169,9 +159,7 @@ class VectorProgressReward(_Wrapper):
         self._sources = sources
         self._base_mode, self._mode = modes
         self.metadata = {**env.metadata, "autoreset_mode": self._mode}
-        self._runner = plan.runner()
-        self._streams: list[EpisodeStream | None] = [None] * self.num_envs
-        self._outcomes: list[Outcome | None] = [None] * self.num_envs
+        self._batch = StreamBatch(plan, self.num_envs, fps=env.metadata.get("render_fps"))
         self._over = np.zeros(self.num_envs, bool)
         self._over_below = np.zeros(self.num_envs, bool)
 
@@ -183,12 +171,12 @@ class VectorProgressReward(_Wrapper):
     @property
     def instructions(self) -> tuple[str, ...]:
         """The running episodes' instructions, empty before the first reset."""
-        return tuple("" if stream is None else stream.instruction for stream in self._streams)
+        return self._batch.instructions
 
     @property
     def stats(self) -> QueryStats:
         """How the queries of all sub-environments have gone so far; a snapshot."""
-        return self._runner.stats
+        return self._batch.runner.stats
 
     @property
     def outcomes(self) -> tuple[Outcome | None, ...]:
@@ -196,7 +184,7 @@ class VectorProgressReward(_Wrapper):
 
         Of an episode that ended in a step it is that end, in every autoreset mode.
         """
-        return tuple(self._outcomes)
+        return tuple(self._batch.outcomes)
 
     def reset(
         self,
@@ -233,13 +221,14 @@ class VectorProgressReward(_Wrapper):
             options = {**options, RESET_MASK: who.copy()}
         with self._envs.watched():
             obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-            self._release(stream for stream, new in zip(self._streams, who, strict=True) if new)
+            streams = zip(self._batch.streams, who, strict=True)
+            self._batch.release(stream for stream, new in streams if new)
             self._over, self._over_below = self._over & ~who, self._over_below & ~who
             asks = self._begin(who, obs, infos, instructions)
-        outcomes = self._settle(asks)
+        outcomes = self._batch.settle(asks)
         for ask, outcome in zip(asks, outcomes, strict=True):
-            self._outcomes[ask.index] = outcome
-        return obs, add_entries(infos, _first_entries(asks, outcomes), self.num_envs)
+            self._batch.outcomes[ask.index] = outcome
+        return obs, add_entries(infos, first_entries(asks, outcomes), self.num_envs)
 
     def step(self, actions: Any) -> tuple[Any, npt.NDArray[np.float64], Mask, Mask, dict[str, Any]]:
         """Step the sub-environments and replace their rewards.
@@ -269,7 +258,7 @@ class VectorProgressReward(_Wrapper):
             kwargs: Passed on.
         """
         try:
-            self._release(self._streams)
+            self._batch.release(self._batch.streams)
         finally:
             super().close(**kwargs)
 
@@ -285,20 +274,20 @@ class VectorProgressReward(_Wrapper):
         asks += self._begin(new, turn.obs, turn.infos)
         same_step = self._mode is AutoresetMode.SAME_STEP
         started = self._start_anew(turn, ended) if same_step else []
-        outcomes = self._settle([*asks, *started])
+        outcomes = self._batch.settle([*asks, *started])
         self._take(turn, asks, outcomes, given)
         over = turn.terminated | turn.truncated
-        self._release(ask.stream for ask in asks if over[ask.index])
+        self._batch.release(ask.stream for ask in asks if over[ask.index])
         if same_step:
-            turn.first |= _first_entries(started, outcomes[len(asks) :])
+            turn.first |= first_entries(started, outcomes[len(asks) :])
             started = self._start_anew(turn, over & ~ended)
-            turn.first |= _first_entries(started, self._settle(started))
+            turn.first |= first_entries(started, self._batch.settle(started))
         else:
             self._over, self._over_below = over, ended
         return turn.obs, turn.rewards, turn.terminated, turn.truncated, self._infos(turn)
 
     def _check_running(self) -> None:
-        if None in self._streams:
+        if None in self._batch.streams:
             raise gym.error.ResetNeeded(
                 "VectorProgressReward.step() needs an episode in every sub-environment; call "
                 "reset()."
@@ -356,33 +345,11 @@ class VectorProgressReward(_Wrapper):
             turn.infos.pop("_final_info", None)
         return turn
 
-    def _advance(self, turn: _Turn, terminated: Mask, truncated: Mask, new: Mask) -> list[_Ask]:
+    def _advance(self, turn: _Turn, terminated: Mask, truncated: Mask, new: Mask) -> list[Ask]:
         """Go on with the running episodes."""
         ended = terminated | truncated
-        running = [
-            (index, stream, stream.step + 1)
-            for index, stream in enumerate(self._streams)
-            if stream is not None and not new[index]
-        ]
-        wanted = [
-            index
-            for index, stream, step in running
-            if stream.wants_frame(step, ended=bool(ended[index]))
-        ]
-        frames = self._frames(wanted, turn, ended)
-        return [
-            _Ask(
-                index,
-                stream,
-                stream.advance(
-                    frames.get(index),
-                    step,
-                    terminated=bool(terminated[index]),
-                    truncated=bool(truncated[index]),
-                ),
-            )
-            for index, stream, step in running
-        ]
+        frames = self._frames(self._batch.wanted(~new, ended), turn, ended)
+        return self._batch.advance(~new, frames, terminated=terminated, truncated=truncated)
 
     def _frames(
         self, wanted: Sequence[int], turn: _Turn, ended: Mask
@@ -400,7 +367,7 @@ class VectorProgressReward(_Wrapper):
         obs: Any,
         infos: Mapping[str, Any],
         instructions: Sequence[str | None] | None = None,
-    ) -> list[_Ask]:
+    ) -> list[Ask]:
         """Begin the episodes of some sub-environments, which have just been reset."""
         indices: list[int] = np.flatnonzero(who).tolist()
         if not indices:
@@ -414,13 +381,10 @@ class VectorProgressReward(_Wrapper):
             instruction = given or self._instruction.read(
                 self._envs[index], observations[index], single_info(infos, index)
             )
-            # A new one, since the old one's last queries may still be under way.
-            stream = EpisodeStream(self._plan, fps=self.env.metadata.get("render_fps"))
-            asks.append(_Ask(index, stream, stream.begin(frames[index], instruction)))
-            self._streams[index] = stream
+            asks.append(self._batch.begin(index, frames[index], instruction))
         return asks
 
-    def _start_anew(self, turn: _Turn, who: Mask) -> list[_Ask]:
+    def _start_anew(self, turn: _Turn, who: Mask) -> list[Ask]:
         """With same-step autoreset: keep the ends of episodes and begin the next ones."""
         if not who.any():
             return []
@@ -431,13 +395,8 @@ class VectorProgressReward(_Wrapper):
             turn.infos = merge_infos(select_infos(turn.infos, ~who), theirs)
         return self._begin(who, turn.obs, turn.infos)
 
-    def _settle(self, asks: Sequence[_Ask]) -> list[Outcome]:
-        """Put all due queries to the models at once."""
-        answers = iter(self._runner.run([due for ask in asks for due in ask.dues]))
-        return [ask.stream.apply(list(islice(answers, len(ask.dues)))) for ask in asks]
-
     def _take(
-        self, turn: _Turn, asks: Sequence[_Ask], outcomes: Sequence[Outcome], given: Any
+        self, turn: _Turn, asks: Sequence[Ask], outcomes: Sequence[Outcome], given: Any
     ) -> None:
         """Pay the steps, and note how they ended."""
         weight = self._plan.config.env_reward_weight
@@ -449,7 +408,7 @@ class VectorProgressReward(_Wrapper):
             turn.terminated[index] = outcome.terminated
             turn.truncated[index] = outcome.truncated
             turn.entries[index] = info_entry(outcome, env_reward=env_reward)
-            self._outcomes[index] = outcome
+            self._batch.outcomes[index] = outcome
 
     def _infos(self, turn: _Turn) -> dict[str, Any]:
         infos = add_entries(turn.infos, turn.entries | turn.first, self.num_envs)
@@ -460,15 +419,3 @@ class VectorProgressReward(_Wrapper):
             infos["final_info"] = add_entries(turn.final_infos, finals, self.num_envs)
             infos["_final_info"] = over.copy()
         return infos
-
-    def _release(self, streams: Iterable[EpisodeStream | None]) -> None:
-        self._runner.release(
-            name for stream in streams if stream is not None for name in stream.end()
-        )
-
-
-def _first_entries(asks: Sequence[_Ask], outcomes: Sequence[Outcome]) -> dict[int, InfoEntry]:
-    return {
-        ask.index: info_entry(outcome, env_reward=0.0)
-        for ask, outcome in zip(asks, outcomes, strict=True)
-    }
