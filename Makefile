@@ -52,6 +52,8 @@ bench: $(STAMP) ## Every figure the README prints
 	$(BIN)/python benchmarks/engine.py --device cpu --out benchmarks/results/engine_cpu.json
 	$(BIN)/python benchmarks/wrapper_overhead.py --out benchmarks/results/wrapper_overhead.json
 	$(BIN)/python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json
+	$(BIN)/python benchmarks/nano_quality.py --mode reasoning+expectation \
+		--out benchmarks/results/nano_quality_expectation.json
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
