@@ -240,7 +240,7 @@ def plan_jobs(episodes: Sequence[Episode]) -> list[Job]:
 
 
 _models: dict[str, Scorer] = {}
-"""The models of this process, see :func:`set_up`."""
+"""The models of this process, see ``set_up``."""
 
 
 def set_up(mode: str | None, judged: bool) -> None:

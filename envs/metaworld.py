@@ -218,7 +218,7 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
         """Return what a camera cannot tell for sure, from simulator state.
 
         Returns:
-            ``stage`` (index into :attr:`stage_names`, their number once done), ``gripper``,
+            ``stage`` (index into ``stage_names``, their number once done), ``gripper``,
             ``object``, ``target`` (``(3,) float64``, metres), ``distance`` from finger tips to
             where they must push (metres), ``fraction`` of the object's travel that is done, and
             ``grasped`` and ``height``, always 0.0 because nothing is lifted.

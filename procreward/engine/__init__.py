@@ -1,8 +1,13 @@
-"""Inference engines for Qwen-VL reward models.
+"""Inference engines for vision-language reward models.
 
 The seam between scorers and engines is here and imports no torch: a scorer writes
 :class:`Prompt` objects out of frames and words, an :class:`Engine` answers them. Engines do the
 preprocessing and tokenising, so that each may cache what it likes.
+
+* :mod:`procreward.engine.fast`, :mod:`procreward.engine.reference` - for Qwen-VL models.
+* :mod:`procreward.engine.generic` - for any other image-text-to-text model.
+* :mod:`procreward.engine.remote` - for models behind a server, and in vLLM.
+* :mod:`procreward.engine.sources` - finds and checks a model's folder.
 """
 
 from __future__ import annotations

@@ -44,11 +44,11 @@ class EngineOptions:
 
     Attributes:
         engine: What runs the model. ``"fast"`` keeps what it computed for every frame and starts
-            from the last answer; ``"strict"`` keeps frames only and uses transformers' own
-            operators; ``"reference"`` is plain transformers; ``"plain"`` runs any other
-            image-text-to-text model; ``"served"`` asks an OpenAI-compatible server; ``"vllm"`` runs
-            vLLM in this process. ``"auto"`` is ``"fast"`` for Qwen-VL models and ``"plain"`` for
-            others.
+            from the last answer; ``"strict"`` keeps frames and shared heads of prompts, but uses
+            transformers' own operators and no earlier answer; ``"reference"`` is plain
+            transformers; ``"plain"`` runs any other image-text-to-text model; ``"served"`` asks an
+            OpenAI-compatible server; ``"vllm"`` runs vLLM in this process. ``"auto"`` is ``"fast"``
+            for Qwen-VL models and ``"plain"`` for others.
         batch_size: Most queries answered in one batch; memory may make it fewer.
         cache_gib: Memory for what is kept between queries, in GiB.
         server: For ``engine="served"``: where it is and how to ask; see

@@ -21,7 +21,7 @@ from procreward.engine.reading.prefixes import Content, Prefix
 from procreward.engine.reading.prompt import Chat
 from procreward.engine.vision.tower import Features
 
-__all__ = ["Reading", "Row", "ensure_room", "read_rows", "read_trees"]
+__all__ = ["Reading", "Row", "ensure_room", "mask_slots", "read_rows", "read_trees"]
 
 
 @dataclass(slots=True, eq=False)

@@ -92,7 +92,7 @@ class PreprocessConfig:
             width: Width of the incoming frame in pixels (before the crop).
 
         Returns:
-            The grid that :func:`preprocess_images` gives for it.
+            The grid that :func:`~procreward.engine.vision.preprocess.preprocess_images` gives it.
         """
         if self.crop is not None:
             height, width = self.crop[2], self.crop[3]
@@ -114,7 +114,7 @@ class PreprocessConfig:
             width: Width of the incoming frames in pixels (before the crop).
 
         Returns:
-            The grid that :func:`preprocess_video` gives for it.
+            The grid that :func:`~procreward.engine.vision.preprocess.preprocess_video` gives it.
         """
         if self.crop is not None:
             height, width = self.crop[2], self.crop[3]
