@@ -10,7 +10,7 @@
     procreward bench [SCORER]    how many environments this machine sustains
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
-status 1.
+status 1, and so is a video about which no query was answered.
 """
 
 from __future__ import annotations
@@ -255,4 +255,8 @@ def _score(command: Score) -> int:
     )
     for record in records:
         print(json.dumps(record.as_procvlm(), ensure_ascii=False))
+    if all(record.parsed_progress is None for record in records):
+        # The records say 0 then, as ProcVLM's do, which must not be taken for a reading.
+        print(f"error: none of the {len(records)} queries was answered", file=sys.stderr)
+        return 1
     return 0

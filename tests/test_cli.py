@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import imageio
 import numpy as np
 import pytest
 
@@ -58,6 +59,13 @@ class Moody(Scripted):
     def score(self, queries: list[Query]) -> list[Score]:  # type: ignore[override]
         type(self).asked += 1
         return [Score(progress=min(1.0, self.asked / 100)) for _ in queries]
+
+
+class Mute(Scripted):
+    """Never answers."""
+
+    def score(self, queries: list[Query]) -> list[Score]:  # type: ignore[override]
+        return [Score(reason="mute") for _ in queries]
 
 
 def status(*arguments: str) -> int:
@@ -235,3 +243,16 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: procreward" in done.stdout
+
+
+def test_score_fails_when_no_query_was_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = tmp_path / "film.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    imageio.mimwrite(video, list(frames), fps=10)
+    monkeypatch.setattr(registry, "_registered", {"mute": "tests.test_cli:Mute"})
+    assert status("score", str(video), "--instruction", "go", "--scorer", "mute") == 1
+    captured = capsys.readouterr()
+    assert '"parsed_progress": null' in captured.out
+    assert "none of the 3 queries was answered" in captured.err
