@@ -220,7 +220,7 @@ class VectorProgressReward(_Wrapper):
             # Gymnasium takes the mask out of the dictionary that it is given.
             options = {**options, RESET_MASK: who.copy()}
         with self._envs.watched():
-            obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+            obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # seeds may hold None
             streams = zip(self._batch.streams, who, strict=True)
             self._batch.release(stream for stream, new in streams if new)
             self._over, self._over_below = self._over & ~who, self._over_below & ~who
@@ -307,7 +307,7 @@ class VectorProgressReward(_Wrapper):
             )
         shape = (self.num_envs,)
         ok = isinstance(mask, np.ndarray) and mask.shape == shape and mask.dtype == np.bool_
-        if not ok or not np.any(mask):  # type: ignore[call-overload]
+        if not ok or not np.any(mask):  # type: ignore[call-overload]  # any mask
             raise ConfigError(
                 f"`options[{RESET_MASK!r}]` must be a bool array of shape {shape} with a True in "
                 f"it, got {mask!r}."

@@ -202,7 +202,7 @@ def _times(blocks: Sequence[_Block]) -> Figures:
     }
     for path in ("ours", "documented", "batched"):
         figures[f"{path}_ms_per_query"] = 1000 * median(
-            lambda block, path=path: block.per_query(path)  # type: ignore[misc]
+            lambda block, path=path: block.per_query(path)  # type: ignore[misc]  # a lambda's default
         )
     figures["blocks"] = float(len(blocks))
     figures["queries"] = float(sum(block.asked["ours"] for block in blocks))

@@ -222,7 +222,7 @@ class _School:
                 group["lr"] = self._settings.rate * max(rate, 0.05)
             loss = loss_of()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
 

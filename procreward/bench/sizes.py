@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from procreward.bench.twins import TwinSize
@@ -39,24 +40,8 @@ QWEN3_VL_2B = TwinSize(
 )
 """Qwen3-VL-2B, which ProcVLM is."""
 
-QWEN3_VL_4B = TwinSize(
-    hidden=2560,
-    layers=36,
-    intermediate=9728,
-    heads=32,
-    kv_heads=8,
-    head_dim=128,
-    sections=(24, 20, 20),
-    vision_hidden=1024,
-    vision_layers=24,
-    vision_intermediate=4096,
-    vision_heads=16,
-    vision_positions=2304,
-    deepstack=(5, 11, 17),
-    max_positions=262_144,
-    initializer_range=0.02,
-)
-"""Qwen3-VL-4B, which the completion judge is, without its adapter."""
+QWEN3_VL_4B = replace(QWEN3_VL_2B, hidden=2560, layers=36, intermediate=9728, heads=32)
+"""Qwen3-VL-4B, which the completion judge is, without its adapter; its vision tower is the 2B's."""
 
 TINY = TwinSize(
     hidden=96,

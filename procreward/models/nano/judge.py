@@ -165,7 +165,7 @@ class JudgeTrainer:
             optimizer.param_groups[0]["lr"] = rate * 0.5 * (1.02 + math.cos(math.pi * share))
             loss = self._loss()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             step, total = step + 1, total + float(loss.detach())

@@ -273,7 +273,7 @@ class Run:
             group["lr"] = rate * group["scale"]
         parts = step()
         self.optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()  # type: ignore[no-untyped-call]
+        parts["loss"].backward()  # type: ignore[no-untyped-call]  # untyped in torch
         trained: Iterable[torch.Tensor] = (
             p for group in self.optimizer.param_groups for p in group["params"]
         )
