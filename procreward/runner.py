@@ -74,6 +74,8 @@ class QueryStats:
         clamped: Answers whose number lay out of range and was clamped by the scorer
             (``Score.details["clamped"]``).
         waiting_s: Seconds spent inside the models.
+        blocked_s: Seconds for which the caller's thread stood still for answers; the same as
+            ``waiting_s``, unless a wrapper asks with ``latency="deferred"``.
     """
 
     queries: int = 0
@@ -82,6 +84,7 @@ class QueryStats:
     invalid_reasons: Mapping[str, int] = field(default_factory=dict)
     clamped: int = 0
     waiting_s: float = 0.0
+    blocked_s: float = 0.0
 
 
 class QueryRunner:
@@ -127,6 +130,7 @@ class QueryRunner:
             invalid_reasons=dict(self._reasons),
             clamped=self._clamped,
             waiting_s=self._waiting_s,
+            blocked_s=self._waiting_s,
         )
 
     def run(self, dues: Sequence[DueQuery]) -> list[Answer]:

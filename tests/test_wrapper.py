@@ -222,7 +222,7 @@ def test_failures_hold_the_potential_and_are_counted() -> None:
     assert (stats.queries, stats.failures, stats.consecutive_failures) == (5, 2, 0)
     assert stats.invalid_reasons == {"unparsable": 1, "RuntimeError": 1}
     assert isinstance(stats, QueryStats)
-    assert stats.waiting_s > 0.0
+    assert stats.blocked_s == stats.waiting_s > 0.0
 
 
 def test_first_reading_is_not_paid_for_when_it_comes_late() -> None:
