@@ -5,9 +5,11 @@
     ProcrewardError
     ├── ConfigError            (ValueError)        a setting that cannot be right
     │   └── UnknownNameError   (LookupError)       no such scorer, preset, camera or key
+    ├── DatasetError           (ValueError)        a dataset that cannot be read or written
     ├── FrameError             (ValueError)        a frame of the wrong dtype, shape or content
     ├── InstructionError       (ValueError)        an empty or missing instruction
     ├── UnsupportedEnvError    (TypeError)         an environment that cannot be wrapped as asked
+    ├── LockedError            (RuntimeError)      another run works in the same folder
     ├── WorkerError            (RuntimeError)      a process of a vector environment died
     ├── MissingDependencyError (ImportError)       an optional package or system library is absent
     ├── ModelError             (RuntimeError)      a model that cannot be loaded or run
@@ -29,8 +31,10 @@ __all__ = [
     "ArchitectureError",
     "ConfigError",
     "ConformanceError",
+    "DatasetError",
     "FrameError",
     "InstructionError",
+    "LockedError",
     "MissingDependencyError",
     "ModelError",
     "ModelNotFoundError",
@@ -83,6 +87,10 @@ Known: constant, procvlm.
         return type(self), (self.kind, self.name, self.known)
 
 
+class DatasetError(ProcrewardError, ValueError):
+    """A dataset, or one of its episodes, that cannot be read or written."""
+
+
 class FrameError(ProcrewardError, ValueError):
     """A frame is not an upright ``(height, width, 3) uint8`` RGB picture with content."""
 
@@ -93,6 +101,10 @@ class InstructionError(ProcrewardError, ValueError):
 
 class UnsupportedEnvError(ProcrewardError, TypeError):
     """The environment cannot be wrapped the way that was asked."""
+
+
+class LockedError(ProcrewardError, RuntimeError):
+    """Another run works in the same folder."""
 
 
 class WorkerError(ProcrewardError, RuntimeError):

@@ -1,0 +1,1 @@
+"""Put dense rewards into recorded datasets."""
