@@ -1,164 +1,41 @@
 """The one middle: frames of an episode in, due queries out; answers in, reward and verdict out.
 
-* :class:`StreamPlan` - a :class:`~procreward.config.RewardConfig` with nothing left open.
 * :class:`EpisodeStream` - buffer, schedule, potential, completion and shaping of one stream.
-* :class:`Outcome` - what a step came to.
+* :class:`~procreward.plan.StreamPlan` - its settings.
+* :class:`~procreward.outcome.Outcome` - what a step came to.
 
 The wrapper feeds a stream from an environment, the checker from a robot, ``score_video`` from a
 file. Asking (:meth:`EpisodeStream.advance`) and answering (:meth:`EpisodeStream.apply`) are two
 methods, so that the due queries of many streams can be put to a model in one call
-(:meth:`procreward.runner.QueryRunner.run`).
+(:meth:`procreward.runner.QueryRunner.run`), and so that a stream can go on while its answers are
+still on their way.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from procreward.completion import CompletionTracker
-from procreward.config import Preset, RewardConfig
 from procreward.errors import FrameError, InstructionError, ScorerError
 from procreward.frames import FrameBuffer
 from procreward.instruction import check_instruction
-from procreward.registry import ScorerHandle, resolve
-from procreward.runner import Answer, DueQuery, QueryRunner, Role
+from procreward.outcome import EpisodeLedger, Outcome, StepEnd
+from procreward.plan import StreamPlan, WindowPlan
+from procreward.runner import Answer, DueQuery, Role
 from procreward.schedule import ChangeDetector, QuerySchedule
-from procreward.shaping import Potential, Shaper, SuccessBonus
-from procreward.types import Frame, Query, Score, Verdict
+from procreward.types import Frame, Query, Score
 
 __all__ = ["EpisodeStream", "Outcome", "StreamPlan", "WindowPlan"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowPlan:
-    """What a query shows.
+@dataclass(frozen=True, slots=True)
+class _Outstanding:
+    """A step that has not been settled, and what was asked about it."""
 
-    Attributes:
-        window_frames: Frames in a full window, at least 1.
-        frame_stride_steps: Environment steps between neighbouring frames, at least 1.
-        pad: Whether windows at an episode's start are filled with its first frame.
-    """
-
-    window_frames: int
-    frame_stride_steps: int
-    pad: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamPlan:
-    """Every setting of a stream, with the gaps of its config filled from the scorers' presets.
-
-    Attributes:
-        config: The settings as given.
-        scorer: Who is asked for progress.
-        judge: Who is asked for completion, or None.
-        window: What the scorer is shown.
-        judge_window: What the judge is shown, by the judge's own preset.
-        frame_size: ``(width, height)`` in pixels of rendered cameras, or None for the default.
-        complete_threshold: Value in (0, 1] at which a reading votes for completion.
-    """
-
-    config: RewardConfig
-    scorer: ScorerHandle
-    judge: ScorerHandle | None
-    window: WindowPlan
-    judge_window: WindowPlan | None
-    frame_size: tuple[int, int] | None
-    complete_threshold: float
-
-    @classmethod
-    def from_config(cls, config: RewardConfig) -> StreamPlan:
-        """Look up the scorers and fill the gaps; builds and loads nothing.
-
-        Raises:
-            UnknownNameError: If there is no such scorer.
-            ConfigError: If a threshold does not fit another.
-        """
-        scorer = resolve(config.scorer)
-        judge = None if config.judge is None else resolve(config.judge)
-        decider = scorer if judge is None else judge
-        return cls(
-            config=config,
-            scorer=scorer,
-            judge=judge,
-            window=_window(config, scorer.preset),
-            judge_window=None if judge is None else _window(RewardConfig(), judge.preset),
-            frame_size=config.frame_size or scorer.preset.frame_size,
-            complete_threshold=config.complete_threshold or decider.preset.complete_threshold,
-        )
-
-    def tracker(self) -> CompletionTracker:
-        """Return a new completion tracker with these settings."""
-        config = self.config
-        return CompletionTracker(
-            complete_threshold=self.complete_threshold,
-            confirm_queries=config.confirm_queries,
-            confirm_window=config.confirm_window,
-            release_threshold=config.release_threshold,
-            min_progress=config.min_progress,
-            stall_queries=config.stall_queries,
-            stall_delta=config.stall_delta,
-            regression_delta=config.regression_delta,
-        )
-
-    def runner(self) -> QueryRunner:
-        """Return a new query runner for the scorer and the judge."""
-        limit = self.config.max_consecutive_failures
-        return QueryRunner(self.scorer, self.judge, max_consecutive_failures=limit)
-
-
-def _window(config: RewardConfig, preset: Preset) -> WindowPlan:
-    return WindowPlan(
-        window_frames=config.window_frames or preset.window_frames,
-        frame_stride_steps=config.frame_stride_steps or preset.frame_stride_steps,
-        pad=preset.pad if config.pad is None else config.pad,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one step of a stream came to.
-
-    Attributes:
-        step: Step of the episode, 0 at the reset.
-        potential: The potential the shaping used: held between queries; 0.0 before the first
-            reading and, in mode ``"pbrs"``, at a terminal state.
-        shaping: Shaping reward of the step; 0.0 at the reset.
-        bonus: Success bonus of the step; not 0.0 at most once an episode.
-        terminated: Whether the episode terminates here, by its environment or by completion.
-        truncated: Whether it is cut off here, by its environment or by completion.
-        queried: Whether the scorer was asked at this step.
-        valid: Whether the scorer's latest query was answered.
-        age_steps: Steps since the frame that the potential was read from (since the reset while
-            nothing is known).
-        verdict: Progress, completion, stall and regression, as of the latest query.
-        score: The scorer's answer at this step, or None if it gave none or was not asked.
-        judge_score: The judge's answer at this step, likewise.
-    """
-
-    step: int
-    potential: float
-    shaping: float
-    bonus: float
-    terminated: bool
-    truncated: bool
-    queried: bool
-    valid: bool
-    age_steps: int
-    verdict: Verdict
-    score: Score | None = None
-    judge_score: Score | None = None
-
-    @property
-    def progress(self) -> float:
-        """Latest valid progress in [0, 1], 0.0 before the first."""
-        return 0.0 if self.verdict.progress is None else self.verdict.progress
-
-    @property
-    def complete(self) -> bool:
-        """Whether the task counts as done."""
-        return self.verdict.complete
+    end: StepEnd
+    dues: list[DueQuery]
 
 
 class _Feed:
@@ -178,13 +55,20 @@ class _Feed:
 class EpisodeStream:
     """Buffer, schedule, potential, completion and shaping of one stream of frames.
 
-    Every step is two calls, in this order: :meth:`begin` or :meth:`advance`, which return the
-    queries that are due (often none), then :meth:`apply` with their answers. Episodes follow each
-    other in one stream; nothing of the last one is left after :meth:`begin`. Before that, and when
-    the last one is over, :meth:`end` names what models may forget.
+    Every step is two calls: :meth:`begin` or :meth:`advance`, which return the queries that are due
+    (often none), and :meth:`apply` with their answers. Episodes follow each other in one stream;
+    nothing of the last one is left after :meth:`begin`. Before that, and when the last one is over,
+    :meth:`end` names what models may forget.
+
+    **Blocking** streams settle a step before the next one. With ``max_lag_steps`` a stream may go
+    on while answers are outstanding: :meth:`apply` settles the oldest step that is not, and
+    :meth:`must_wait` says when to do so first. What is asked never depends on an answer that is
+    outstanding, so the same frames earn the same. Only an end that completion declares comes
+    later: see :meth:`declared_end`.
 
     Example:
         >>> import numpy as np
+        >>> from procreward.config import RewardConfig
         >>> config = RewardConfig(scorer={"name": "scripted", "options": {"progress": [0.0, 0.5]}},
         ...                       every_k_steps=1, gamma=1.0)
         >>> plan = StreamPlan.from_config(config)
@@ -195,16 +79,21 @@ class EpisodeStream:
         0.5
     """
 
-    def __init__(self, plan: StreamPlan, *, fps: float | None = None) -> None:
+    def __init__(
+        self, plan: StreamPlan, *, fps: float | None = None, max_lag_steps: int | None = None
+    ) -> None:
         """Build the parts.
 
         Args:
-            plan: The settings.
+            plan: The settings; without ``skip_unchanged`` where ``max_lag_steps`` is given.
             fps: Steps per second of the source, passed on to the scorers, or None when unknown.
+            max_lag_steps: Steps after which a query must have been answered, at least 1; None for
+                at once.
         """
         config = plan.config
         self.plan = plan
         self._fps = fps
+        self._max_lag = max_lag_steps
         self._feeds: dict[Role, _Feed] = {"scorer": _Feed(config.every_k_steps, plan.window)}
         if plan.judge_window is not None:
             self._feeds["judge"] = _Feed(config.every_k_steps, plan.judge_window)
@@ -212,32 +101,27 @@ class EpisodeStream:
         self._changes = (
             None if config.skip_unchanged is None else ChangeDetector(config.skip_unchanged)
         )
-        self._potential = Potential(
-            ratchet=config.ratchet, smooth_alpha=config.smooth_alpha, offset=config.offset
-        )
-        self._shaper = Shaper(config.shaping, gamma=config.gamma, scale=config.scale)
-        self._bonus = SuccessBonus(config.success_bonus)
-        self._progress_tracker = plan.tracker()
-        self._completion_tracker = self._progress_tracker if plan.judge is None else plan.tracker()
+        self._ledger = EpisodeLedger(plan)
         self._instruction = ""
         self._stream = ""
-        self._pending: list[DueQuery] | None = None
-        self._start(0)
-
-    def _start(self, step: int) -> None:
-        self._step = self._read_step = step
-        self._terminated = self._truncated = self._valid = False
-        self._verdict = self._progress_tracker.verdict
+        self._outstanding: deque[_Outstanding] = deque()
+        self._newest = StepEnd(step=0)
+        self._declared: int | None = None
 
     @property
     def step(self) -> int:
         """Step of the episode that was begun or advanced to last."""
-        return self._step
+        return self._newest.step
 
     @property
     def instruction(self) -> str:
         """The episode's instruction, empty before the first :meth:`begin`."""
         return self._instruction
+
+    @property
+    def outlook(self) -> Outcome:
+        """The newest step as of the latest answer, which may be to an older one; not paid."""
+        return self._ledger.outlook(self._newest)
 
     def begin(self, frames: Mapping[str, Frame], instruction: str) -> list[DueQuery]:
         """Begin an episode with its first frame, at step 0.
@@ -258,14 +142,12 @@ class EpisodeStream:
         self._stream = uuid.uuid4().hex
         for feed in self._feeds.values():
             feed.buffer.clear()
-        for part in (self._potential, self._shaper, self._bonus):
-            part.reset()
-        for tracker in (self._progress_tracker, self._completion_tracker):
-            tracker.reset()
+        self._ledger.reset()
         if self._changes is not None:
             self._changes.reset()
-        self._start(0)
-        return self._ask(frames)
+        self._outstanding.clear()
+        self._declared = None
+        return self._go_on(frames, StepEnd(step=0))
 
     def end(self) -> tuple[str, ...]:
         """Part with the episode's stream, for :meth:`procreward.runner.QueryRunner.release`.
@@ -286,11 +168,41 @@ class EpisodeStream:
             step: The step, above the last one.
             ended: Whether the episode ends with it.
         """
-        schedules = self._schedules
         # The schedules differ in their windows only, so one speaks for both of what is due.
-        if schedules[0].due(step, ended=ended, known=self._potential.known):
+        if self._schedules[0].due(step, ended=ended, known=self._ledger.known):
             return True
-        return any(schedule.wants_frame(step) for schedule in schedules)
+        return any(schedule.wants_frame(step) for schedule in self._schedules)
+
+    def must_wait(self, step: int) -> bool:
+        """Tell whether an outstanding answer is needed before a step.
+
+        That is so while no potential is known, since every step is asked about until one is, and
+        where a query is ``max_lag_steps`` old by then.
+
+        Args:
+            step: The step, above the last one.
+        """
+        oldest = next((one.end.step for one in self._outstanding if one.dues), None)
+        if oldest is None:
+            return False
+        return not self._ledger.known or step - oldest >= (self._max_lag or 0)
+
+    def declared_end(self, step: int) -> tuple[bool, bool]:
+        """Tell whether completion ends the episode with a step; blocking streams never tell.
+
+        It does ``max_lag_steps`` after the first query, later than the reset, whose answer made
+        the task count as complete. Ask when :meth:`must_wait` is False, and pass it on to
+        :meth:`advance`.
+
+        Args:
+            step: The step, above the last one.
+
+        Returns:
+            Whether it terminates the episode, and whether it cuts it off.
+        """
+        ends = self._declared is not None and step >= self._declared
+        mode = self.plan.config.on_complete
+        return ends and mode == "terminate", ends and mode == "truncate"
 
     def advance(
         self,
@@ -317,37 +229,37 @@ class EpisodeStream:
         """
         if not self._instruction:
             raise InstructionError("advance() needs an episode; call begin() first.")
-        ended = terminated or truncated
-        wanted = self.wants_frame(step, ended=ended)
+        if self._max_lag is None:
+            # A step whose answers were lost to an exception is not paid.
+            self._outstanding.clear()
+        wanted = self.wants_frame(step, ended=terminated or truncated)
         if wanted and frames is None:
             raise FrameError(f"`frames` must be given at step {step}, as wants_frame() says.")
-        self._step, self._terminated, self._truncated = step, terminated, truncated
-        if wanted and frames is not None:
-            return self._ask(frames)
-        self._pending = []
-        return []
+        end = StepEnd(step=step, terminated=terminated, truncated=truncated)
+        return self._go_on(frames if wanted else None, end)
 
-    def _ask(self, frames: Mapping[str, Frame]) -> list[DueQuery]:
-        step, known = self._step, self._potential.known
-        ended = self._terminated or self._truncated
-        self._pending = []
-        due = self._schedules[0].due(step, ended=ended, known=known)
+    def _go_on(self, frames: Mapping[str, Frame] | None, end: StepEnd) -> list[DueQuery]:
+        self._newest = end
+        dues = [] if frames is None else self._ask(frames, end)
+        if dues:
+            self._newest = end = replace(end, queried=True)
+        self._outstanding.append(_Outstanding(end, dues))
+        return list(dues)
+
+    def _ask(self, frames: Mapping[str, Frame], end: StepEnd) -> list[DueQuery]:
+        ended = end.terminated or end.truncated
+        due = self._schedules[0].due(end.step, ended=ended, known=self._ledger.known)
         for feed in self._feeds.values():
-            if due or feed.schedule.wants_frame(step):
-                feed.buffer.push(frames, step)
-        if not due:
+            if due or feed.schedule.wants_frame(end.step):
+                feed.buffer.push(frames, end.step)
+        if not due or self._may_skip(frames, ended=ended):
             return []
-        if self._may_skip(frames, ended=ended):
-            return []
-        self._pending = [
-            DueQuery(role=role, query=self._query(feed)) for role, feed in self._feeds.items()
-        ]
-        return list(self._pending)
+        return [DueQuery(role=role, query=self._query(feed)) for role, feed in self._feeds.items()]
 
     def _may_skip(self, frames: Mapping[str, Frame], *, ended: bool) -> bool:
-        if self._changes is None or ended or not self._valid:
+        if self._changes is None or ended or not self._ledger.valid:
             return False
-        if self._verdict.complete and self.plan.config.on_complete != "info":
+        if self._ledger.complete and self.plan.config.on_complete != "info":
             return False
         return not self._changes.changed(frames)
 
@@ -362,7 +274,7 @@ class EpisodeStream:
         )
 
     def apply(self, answers: Sequence[Answer]) -> Outcome:
-        """Take in the answers to the queries that were due, and settle the step.
+        """Take in the answers to the oldest step that is not settled, and settle it.
 
         Args:
             answers: One per query that :meth:`begin` or :meth:`advance` returned, in order; empty
@@ -374,93 +286,40 @@ class EpisodeStream:
         Raises:
             ScorerError: If the number of answers is not that of the due queries.
         """
-        pending = self._pending
-        if pending is None or len(answers) != len(pending):
-            due = "no step" if pending is None else f"{len(pending)} due queries"
+        oldest = self._outstanding[0] if self._outstanding else None
+        if oldest is None or len(answers) != len(oldest.dues):
+            due = "no step" if oldest is None else f"{len(oldest.dues)} due queries"
             raise ScorerError(
                 f"apply() needs one answer per due query, got {len(answers)} for {due}; call it "
                 "once after each begin() or advance()."
             )
-        self._pending = None
-        if not pending:
-            return self._settle(queried=False, score=None, judge_score=None)
-        scores = {due.role: _score_of(answer) for due, answer in zip(pending, answers, strict=True)}
+        self._outstanding.popleft()
+        end = oldest.end
+        if not end.queried:
+            return self._ledger.settle(end)
+        scores = {
+            due.role: answer if isinstance(answer, Score) else None
+            for due, answer in zip(oldest.dues, answers, strict=True)
+        }
         score, judge_score = scores["scorer"], scores.get("judge")
-        self._take(score, judge_score)
-        return self._settle(queried=True, score=score, judge_score=judge_score)
+        self._ledger.take(end.step, score, judge_score)
+        if self._changes is not None and self._ledger.valid:
+            self._changes.queried(self._feeds["scorer"].buffer.latest())
+        return self._ledger.settle(self._completed(end), score=score, judge_score=judge_score)
 
-    def _take(self, score: Score | None, judge_score: Score | None) -> None:
-        reading = _reading(score)
-        self._valid = reading is not None
-        self._potential.update(reading)
-        self._progress_tracker.update(score, self._step)
-        if self._completion_tracker is not self._progress_tracker:
-            self._completion_tracker.update(self._guarded(judge_score), self._step)
-        self._verdict = self._merged_verdict()
-        if reading is not None:
-            self._read_step = self._step
-            if self._changes is not None:
-                self._changes.queried(self._feeds["scorer"].buffer.latest())
-
-    def _guarded(self, judge_score: Score | None) -> Score | None:
-        """Give a judge that knows no progress the scorer's, for the guard `min_progress`."""
-        if judge_score is None or not judge_score.valid or judge_score.progress is not None:
-            return judge_score
-        if self.plan.config.min_progress is None:
-            return judge_score
-        return replace(judge_score, progress=self._progress_tracker.verdict.progress)
-
-    def _settle(self, *, queried: bool, score: Score | None, judge_score: Score | None) -> Outcome:
-        config = self.plan.config
-        verdict = self._verdict
-        potential = self._potential.value if self._potential.known else None
-        terminated, truncated = self._terminated, self._truncated
-        shaping = bonus = 0.0
-        if self._step == 0:
-            self._shaper.reset(potential)
-            self._bonus.reset(success=verdict.complete)
-        else:
-            # Only at a query, so that the last potential is never a stale one, also when the task
-            # counts as complete from the reset on.
-            ends = verdict.complete and queried
-            terminated |= ends and config.on_complete == "terminate"
-            truncated |= ends and config.on_complete == "truncate"
-            shaping = self._shaper.step(potential, terminated=terminated)
-            bonus = self._bonus.step(verdict.complete)
-        zeroed = terminated and config.shaping == "pbrs"
-        return Outcome(
-            step=self._step,
-            potential=0.0 if zeroed or potential is None else potential,
-            shaping=shaping,
-            bonus=bonus,
-            terminated=terminated,
-            truncated=truncated,
-            queried=queried,
-            valid=self._valid,
-            age_steps=self._step - self._read_step,
-            verdict=verdict,
-            score=score,
-            judge_score=judge_score,
-        )
-
-    def _merged_verdict(self) -> Verdict:
-        verdict = self._progress_tracker.verdict
-        if self._completion_tracker is self._progress_tracker:
-            return verdict
-        complete = self._completion_tracker.verdict.complete
-        return replace(verdict, complete=complete, stalled=verdict.stalled and not complete)
-
-
-def _score_of(answer: Answer) -> Score | None:
-    return answer if isinstance(answer, Score) else None
-
-
-def _reading(score: Score | None) -> float | None:
-    """The number a potential is made of: progress, else the completion as far as it is known."""
-    if score is None:
-        return None
-    if score.progress is not None:
-        return score.progress
-    if score.success_prob is not None:
-        return score.success_prob
-    return None if score.complete is None else float(score.complete)
+    def _completed(self, end: StepEnd) -> StepEnd:
+        """Let completion end the episode, now or when everybody can know of it."""
+        mode = self.plan.config.on_complete
+        # Only at a query, so that the last potential is never a stale one, also when the task
+        # counts as complete from the reset on.
+        if mode == "info" or end.step == 0 or not self._ledger.complete:
+            return end
+        if self._max_lag is None:
+            return replace(
+                end,
+                terminated=end.terminated or mode == "terminate",
+                truncated=end.truncated or mode == "truncate",
+            )
+        if self._declared is None:
+            self._declared = end.step + self._max_lag
+        return end
