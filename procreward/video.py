@@ -20,9 +20,12 @@ from procreward.scorers.procvlm_text import reasoning_of
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.types import Frame
 
-__all__ = ["VideoReader", "VideoRecord", "score_video"]
+__all__ = ["VideoReader", "VideoRecord", "VideoSpan", "score_video"]
 
 VIEW = "video"
+
+# More than a codec delays a frame by, to put it behind one that it is predicted from.
+_EARLY_FRAMES = 16
 
 _RATE = re.compile(r"Video:.*?(\d+(?:\.\d+)?) fps")
 
@@ -173,6 +176,37 @@ def _with_last(frames: Iterator[Frame]) -> Iterator[tuple[Frame, bool]]:
         yield frame, ahead is None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSpan:
+    """Consecutive frames of a video whose frames are evenly spaced.
+
+    Attributes:
+        start: First frame, from 0.
+        count: Number of frames, at least 1.
+        fps: Frames per second of the file.
+    """
+
+    start: int
+    count: int
+    fps: float
+
+    def ffmpeg_options(self) -> tuple[list[str], list[str]]:
+        """Return ffmpeg's options before and after the input."""
+        before = ["-err_detect", "explode", "-xerror"]
+        after = ["-frames:v", str(self.count), "-fps_mode", "passthrough"]
+        if self.start > 0:
+            # ffmpeg may land behind the frames that a codec stores after the next key frame, so it
+            # starts early, and what is early is dropped by its time. Half a frame either way, for
+            # times are rounded.
+            early = min(self.start, _EARLY_FRAMES)
+            if self.start > early:
+                before += ["-ss", f"{(self.start - early - 0.5) / self.fps:.6f}"]
+                after += ["-vf", f"trim=start={early / self.fps:.6f}"]
+            else:
+                after += ["-vf", f"trim=start={(early - 0.5) / self.fps:.6f}"]
+        return before, after
+
+
 class VideoReader:
     """The frames of a video file, decoded as they are asked for; a context manager.
 
@@ -180,12 +214,20 @@ class VideoReader:
         fps: Frames per second.
     """
 
-    def __init__(self, path: str | Path, *, frame_size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        frame_size: tuple[int, int] | None = None,
+        span: VideoSpan | None = None,
+    ) -> None:
         """Start decoding.
 
         Args:
             path: A file that ffmpeg can read.
             frame_size: ``(width, height)`` in pixels that frames are resized to; None leaves them.
+            span: The frames to decode, exactly as they are stored; None for all of them, with
+                frames repeated or left out where the file's times are uneven.
 
         Raises:
             ConfigError: If there is no such file.
@@ -198,9 +240,11 @@ class VideoReader:
             raise ConfigError(
                 f"`path` must be a video file, got {self._path!r}: there is no such file."
             )
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", self._path]
+        before, after = ([], []) if span is None else span.ffmpeg_options()
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *before, "-i", self._path]
         # Pictures with a header each, so that their size need not be known beforehand.
-        command += ["-map", "0:v:0", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
+        command += ["-map", "0:v:0", *after, "-f", "image2pipe", "-c:v", "ppm"]
+        command += ["-pix_fmt", "rgb24", "-"]
         # A file, since a pipe that nobody reads would block ffmpeg.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr)

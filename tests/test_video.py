@@ -9,8 +9,8 @@ import pytest
 
 from procreward.checker import CompletionChecker
 from procreward.errors import ConfigError, FrameError, InstructionError
-from procreward.types import Score
-from procreward.video import VideoReader, VideoRecord, score_video
+from procreward.types import Frame, Score
+from procreward.video import VideoReader, VideoRecord, VideoSpan, score_video
 from procreward.wrapper import ProgressReward
 from tests.helpers import CounterEnv, Recorder, play
 
@@ -41,6 +41,43 @@ def test_reader(video: Path) -> None:
     assert greys == pytest.approx([20 + 30 * index for index in range(7)], abs=3)
     with VideoReader(video, frame_size=(16, 8)) as reader:
         assert next(iter(reader)).shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_reader_span(codec: str, tmp_path: Path) -> None:
+    """Frames across key frames (one in 250 here), where codecs store them out of order."""
+    path = tmp_path / "long.mp4"
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (64, 64), fps=FPS, codec=codec, quality=None, output_params=["-crf", "18"]
+    )
+    writer.send(None)
+    for index in range(260):
+        bits = [255 * (index >> bit & 1) for bit in range(16)]
+        writer.send(np.tile(np.repeat(np.array(bits, np.uint8), 4)[None, :, None], (64, 1, 3)))
+    writer.close()
+    for start, count in ((0, 2), (3, 4), (40, 3), (248, 3), (249, 2), (250, 1), (259, 1)):
+        with VideoReader(path, span=VideoSpan(start=start, count=count, fps=FPS)) as reader:
+            numbers = [_number(frame) for frame in reader]
+        assert numbers == list(range(start, start + count))
+    with VideoReader(path, span=VideoSpan(start=258, count=9, fps=FPS)) as reader:
+        assert len(list(reader)) == 2
+
+
+def _number(frame: Frame) -> int:
+    return sum(1 << bit for bit in range(16) if frame[32, 4 * bit + 1 : 4 * bit + 3].mean() > 128)
+
+
+def test_a_damaged_span(video: Path, tmp_path: Path) -> None:
+    data = bytearray(video.read_bytes())
+    middle = data.index(b"mdat") + 4 + (len(data) - data.index(b"mdat")) // 3
+    data[middle : middle + 40] = b"\x55" * 40
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    span = VideoSpan(start=0, count=7, fps=FPS)
+    with (
+        pytest.raises(FrameError, match="damaged"),
+        VideoReader(tmp_path / "damaged.mp4", span=span) as reader,
+    ):
+        list(reader)
 
 
 def test_records(video: Path) -> None:
