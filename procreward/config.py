@@ -222,6 +222,7 @@ class RewardConfig:
         instruction: The task in words or where to find it; None looks in ``info["instruction"]``,
             the attribute ``instruction`` and ``obs["annotation.human.task_description"]``.
         views: Where frames come from; None takes the environment's default views, or ``render()``.
+            A model that names its views in its options is shown those instead.
         frame_size: ``(width, height)`` in pixels for rendered cameras.
         every_k_steps: Environment steps between two queries, at least 1.
         window_frames: Frames in a query.

@@ -26,6 +26,7 @@ from procreward.plan import StreamPlan, WindowPlan
 from procreward.runner import Answer, DueQuery, Role
 from procreward.schedule import ChangeDetector, QuerySchedule
 from procreward.types import Frame, Query, Score
+from procreward.views import shown_to
 
 __all__ = ["EpisodeStream", "Outcome", "StreamPlan", "WindowPlan"]
 
@@ -249,19 +250,26 @@ class EpisodeStream:
     def _ask(self, frames: Mapping[str, Frame], end: StepEnd) -> list[DueQuery]:
         ended = end.terminated or end.truncated
         due = self._schedules[0].due(end.step, ended=ended, known=self._ledger.known)
-        for feed in self._feeds.values():
+        for role, feed in self._feeds.items():
             if due or feed.schedule.wants_frame(end.step):
-                feed.buffer.push(frames, end.step)
-        if not due or self._may_skip(frames, ended=ended):
+                feed.buffer.push(shown_to(role, frames), end.step)
+        if not due or self._may_skip(ended=ended):
             return []
         return [DueQuery(role=role, query=self._query(feed)) for role, feed in self._feeds.items()]
 
-    def _may_skip(self, frames: Mapping[str, Frame], *, ended: bool) -> bool:
+    def _may_skip(self, *, ended: bool) -> bool:
         if self._changes is None or ended or not self._ledger.valid:
             return False
         if self._ledger.complete and self.plan.config.on_complete != "info":
             return False
-        return not self._changes.changed(frames)
+        return not self._changes.changed(self._latest())
+
+    def _latest(self) -> dict[str, Frame]:
+        return {
+            f"{role}:{view}": frame
+            for role, feed in self._feeds.items()
+            for view, frame in feed.buffer.latest().items()
+        }
 
     def _query(self, feed: _Feed) -> Query:
         clips, steps = feed.buffer.window()
@@ -304,7 +312,7 @@ class EpisodeStream:
         score, judge_score = scores["scorer"], scores.get("judge")
         self._ledger.take(end.step, score, judge_score)
         if self._changes is not None and self._ledger.valid:
-            self._changes.queried(self._feeds["scorer"].buffer.latest())
+            self._changes.queried(self._latest())
         return self._ledger.settle(self._completed(end), score=score, judge_score=judge_score)
 
     def _completed(self, end: StepEnd) -> StepEnd:

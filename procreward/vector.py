@@ -18,8 +18,8 @@ from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.instruction import InstructionSource, check_instruction
 from procreward.runner import QueryStats
 from procreward.session import Outcome, StreamPlan
-from procreward.sources import resolve_sources
 from procreward.types import Frame
+from procreward.views import plan_sources
 from procreward.wrapping import InfoEntry, info_entry, merge_settings, split_options, step_reward
 
 __all__ = ["VectorProgressReward"]
@@ -151,7 +151,7 @@ class VectorProgressReward(_Wrapper):
         plan = StreamPlan.from_config(merged)
         envs, instruction = SubEnvs(env), InstructionSource(merged.instruction)
         instruction.check(envs.example())
-        sources = resolve_sources(envs.example(), merged.views, plan.frame_size)
+        sources = plan_sources(envs.example(), plan)
         modes = autoreset_modes(env, autoreset_mode, merged.on_complete, sources)
         # Not before the checks: where they fail, older versions would close the base.
         super().__init__(env)

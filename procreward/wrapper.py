@@ -24,8 +24,8 @@ from procreward.errors import UnsupportedEnvError
 from procreward.instruction import InstructionSource, check_instruction
 from procreward.runner import DueQuery, QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
-from procreward.sources import resolve_sources
 from procreward.types import Frame, Score
+from procreward.views import plan_sources
 from procreward.wrapping import INFO_KEY, info_entry, merge_settings, split_options, step_reward
 
 __all__ = ["INFO_KEY", "ProgressReward"]
@@ -128,8 +128,10 @@ class ProgressReward(
                 ``callable(env, obs, info)``, with which the environment's spec cannot be written
                 as JSON. None looks in the usual places. Read at every reset.
             views: ``"obs:KEY"``, ``"camera:NAME"``, ``"render"`` or bare names, one or several;
-                None takes the environment's default views.
-            frame_size: ``(width, height)`` in pixels of rendered cameras; None for the preset's.
+                None takes the environment's default views. A model that names its views in its
+                options is shown those instead.
+            frame_size: ``(width, height)`` in pixels of rendered cameras; None for what each
+                model's preset says.
             every_k_steps: Environment steps between queries, at least 1.
             window_frames: Frames in the scorer's query; None for the preset's.
             frame_stride_steps: Steps between neighbouring frames; None for the preset's.
@@ -175,7 +177,7 @@ class ProgressReward(
         self._plan = plan
         self._instruction = InstructionSource(settings.instruction)
         self._instruction.check(env)
-        self._sources = resolve_sources(env, settings.views, plan.frame_size)
+        self._sources = plan_sources(env, plan)
         self._stream = EpisodeStream(plan, fps=env.metadata.get("render_fps"))
         self._runner = plan.runner()
         self._outcome: Outcome | None = None

@@ -27,7 +27,7 @@ from procreward.instruction import InstructionSource, check_instruction
 from procreward.integrations._sb3_base import OnDemandReset, SubEnvs, check_vec_env, row
 from procreward.runner import QueryStats
 from procreward.session import Outcome, StreamPlan
-from procreward.sources import resolve_sources
+from procreward.views import plan_sources
 from procreward.wrapping import INFO_KEY, info_entry, merge_settings, split_options, step_reward
 
 # Says how to install it where it is missing, so it comes after that.
@@ -129,7 +129,7 @@ class VecProgressReward(VecEnvWrapper):
         plan = StreamPlan.from_config(merged)
         envs, instruction = SubEnvs(venv), InstructionSource(merged.instruction)
         instruction.check(envs.example())
-        sources = resolve_sources(envs.example(), merged.views, plan.frame_size)
+        sources = plan_sources(envs.example(), plan)
         super().__init__(venv)
         self._plan, self._envs = plan, envs
         self._instruction, self._sources = instruction, sources
