@@ -7,10 +7,12 @@
     procreward verify scorer N   check a reward model
     procreward score VIDEO ...   progress along a video, as JSON lines
     procreward check video ...   whether a task is completed in a video, as JSON lines
+    procreward train --config C  train a policy on a model's reward; checkpoints, curves, a video
     procreward bench [SCORER]    how many environments this machine sustains
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
-status 1, and so is a video about which no query was answered.
+status 1, and so is a video about which no query was answered. A run of ``train`` that Ctrl-C ends
+is status 130.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from procreward.bench.sustained import BenchConfig
 from procreward.check_video import CheckVideo
 from procreward.demo import DemoConfig
 from procreward.errors import ProcrewardError
+from procreward.training.options import TrainOptions
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -109,6 +112,7 @@ _Command: TypeAlias = (
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
+    | Annotated[TrainOptions, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", prefix_name=False)]
 )
 
@@ -157,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _run(command: DemoConfig | Verify | Score | Check | BenchConfig) -> int:
+def _run(command: DemoConfig | Verify | Score | Check | TrainOptions | BenchConfig) -> int:
     """Run one command and return the exit status."""
     if isinstance(command, DemoConfig):
         from procreward.demo import run_demo
@@ -169,6 +173,10 @@ def _run(command: DemoConfig | Verify | Score | Check | BenchConfig) -> int:
 
         run_bench(command, print)
         return 0
+    if isinstance(command, TrainOptions):
+        from procreward.training.options import run_train
+
+        return run_train(command, print)
     if isinstance(command, Score):
         return _score(command)
     if isinstance(command, Check):

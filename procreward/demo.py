@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from procreward.report.table import format_table
 from procreward.rollout import Policy, RandomPolicy, run_episode
 from procreward.wrapper import ProgressReward
 
-__all__ = ["DemoConfig", "make_env", "make_policy", "prepare", "run_demo"]
+__all__ = ["DemoConfig", "check_folder", "make_env", "make_policy", "prepare", "run_demo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ def prepare(config: DemoConfig) -> DemoSetup:
     policies, notes = choose_policies(config.env, config.policy)
     names = [config.scorer] if config.judge is None else [config.scorer, config.judge]
     handles = [resolve(name) for name in names]
-    _check_folder(config.out)
+    check_folder(config.out)
     env = make_env(config.env, max_steps=config.max_steps)
     try:
         horizon = env.spec.max_episode_steps if env.spec is not None else None
@@ -158,7 +158,15 @@ def _check_start(env: gym.Env[Any, Any], config: DemoConfig) -> None:
         )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Make a folder of results, and see that files can be written into it.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ConfigError: If they cannot.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test.{os.getpid()}"
@@ -170,12 +178,15 @@ def _check_folder(folder: Path) -> None:
         ) from error
 
 
-def make_env(env_id: str, *, max_steps: int | None = None) -> gym.Env[Any, Any]:
+def make_env(
+    env_id: str, *, max_steps: int | None = None, env_kwargs: Mapping[str, Any] | None = None
+) -> gym.Env[Any, Any]:
     """Make a registered environment that renders to arrays.
 
     Args:
         env_id: A Gymnasium id; those of :mod:`procreward.envs` need no module prefix.
         max_steps: Time limit in steps, or None for the registered one.
+        env_kwargs: Further arguments of ``gym.make``; they override the two above.
 
     Raises:
         UnknownNameError: If there is no such id.
@@ -184,8 +195,9 @@ def make_env(env_id: str, *, max_steps: int | None = None) -> gym.Env[Any, Any]:
     """
     import procreward.envs  # noqa: F401  registers
 
+    kwargs = {"render_mode": "rgb_array", "max_episode_steps": max_steps, **(env_kwargs or {})}
     try:
-        return gym.make(env_id, render_mode="rgb_array", max_episode_steps=max_steps)
+        return gym.make(env_id, **kwargs)
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
         known = [name for name in gym.registry if name.startswith("procreward/")]
         raise UnknownNameError("environment", env_id, known) from error

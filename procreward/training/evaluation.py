@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecNormalize
 
-__all__ = ["EvalResult", "Evaluator", "MakeEnv", "Normalise", "evaluate", "succeeded"]
+__all__ = [
+    "EvalResult",
+    "Evaluator",
+    "MakeEnv",
+    "Normalise",
+    "evaluate",
+    "normalise_function",
+    "succeeded",
+]
 
 MakeEnv: TypeAlias = Callable[[], gym.Env[Any, Any]]
 """Makes an environment without reward model that ends its episodes."""
@@ -130,9 +138,8 @@ class Evaluator:
         Raises:
             UnsupportedEnvError: If an episode does not end.
         """
-        while len(self._envs) < self._num_envs:
-            self._envs.append(self._make())
-        prepare = _function(normalise)
+        self._fill(self._num_envs)
+        prepare = normalise_function(normalise)
         seeds = iter(range(self._seed, self._seed + self._episodes))
         running = dict(_begin(enumerate(self._envs), seeds))
         done: list[_Episode] = []
@@ -144,6 +151,15 @@ class Evaluator:
                     done.append(running.pop(slot))
                     running.update(_begin([(slot, self._envs[slot])], seeds))
         return _result(sorted(done, key=lambda episode: episode.seed))
+
+    def example(self) -> gym.Env[Any, Any]:
+        """Return the first environment."""
+        self._fill(1)
+        return self._envs[0]
+
+    def _fill(self, number: int) -> None:
+        while len(self._envs) < number:
+            self._envs.append(self._make())
 
     def close(self) -> None:
         """Close the environments; the next evaluation makes them anew."""
@@ -211,7 +227,8 @@ def _begin(
         yield slot, episode
 
 
-def _function(normalise: Normalise) -> Callable[[Any], Any]:
+def normalise_function(normalise: Normalise) -> Callable[[Any], Any]:
+    """Return what turns a batch of observations into what the policy takes."""
     if normalise is None:
         return lambda obs: obs
     found: Any = getattr(normalise, "normalize_obs", None)

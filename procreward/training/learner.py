@@ -13,7 +13,6 @@ import inspect
 import math
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from procreward.checks import check, check_choice, check_names, is_int, is_number
@@ -133,9 +132,7 @@ def check_keywords(algorithm: str, learner: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
-def build_learner(
-    config: LearnerSettings, venv: VecEnv, *, tensorboard: Path | None = None
-) -> BaseAlgorithm:
+def build_learner(config: LearnerSettings, venv: VecEnv, **settled: Any) -> BaseAlgorithm:
     """Build a learner; its discount is ``config.reward.gamma``.
 
     Without ``policy`` it is ``MlpPolicy`` (``MultiInputPolicy`` for dictionary observations), and
@@ -145,7 +142,8 @@ def build_learner(
     Args:
         config: The settings.
         venv: What it learns in, normalisation included.
-        tensorboard: Folder of TensorBoard's files, or None for none.
+        settled: Keyword arguments that ``learner`` may not hold and the caller answers for, such as
+            ``replay_buffer_class``.
 
     Raises:
         ConfigError: If the algorithm refuses the settings or the spaces of ``venv``.
@@ -168,8 +166,7 @@ def build_learner(
             venv,
             gamma=config.reward.gamma,
             seed=config.seed,
-            tensorboard_log=None if tensorboard is None else str(tensorboard),
-            **keywords,
+            **{**keywords, **settled},
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(

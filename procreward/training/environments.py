@@ -1,0 +1,138 @@
+"""The environments of a run: those that are learned in, and the one for evaluations.
+
+* :func:`make_eval_env` - one environment, without reward model.
+* :func:`build_venv` - the sub-environments, their reward, the monitor and the normalisation.
+* :func:`find_horizon` - after how many steps an episode is cut off.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from procreward.demo import make_env
+from procreward.errors import ConfigError, ProcrewardError
+from procreward.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+    from procreward.integrations.sb3 import VecProgressReward
+
+__all__ = ["build_venv", "find_horizon", "find_normalise", "find_reward", "make_eval_env"]
+
+
+def make_eval_env(config: TrainConfig) -> gym.Env[Any, Any]:
+    """Make an environment as the learner's are, without reward model.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        ConfigError: If ``env_kwargs`` are not what it takes.
+        UnknownNameError: If there is no such environment.
+        MissingDependencyError: If its package is not installed.
+        UnsupportedEnvError: If it cannot be made.
+    """
+    try:
+        return make_env(config.env, env_kwargs=config.env_kwargs)
+    except TypeError as error:
+        if isinstance(error, ProcrewardError):
+            raise
+        raise ConfigError(
+            f"`env_kwargs` must be what {config.env} can be made with, got "
+            f"{dict(config.env_kwargs)}: {error}."
+        ) from error
+
+
+def find_horizon(env: gym.Env[Any, Any]) -> int | None:
+    """Return the steps after which an episode is cut off, or None if that is not known."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env.spec.max_episode_steps
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.TimeLimit):
+            return env._max_episode_steps
+        env = env.env
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _SubEnv:
+    """Makes a sub-environment where it is to live."""
+
+    env_id: str
+
+    def __call__(self, **kwargs: Any) -> gym.Env[Any, Any]:
+        if parent_process() is not None:
+            # A terminal interrupts the workers too, which would take them from under the learner
+            # before it has saved anything. They end with the process that started them.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return make_env(self.env_id, env_kwargs=kwargs)
+
+
+def build_venv(
+    config: TrainConfig, *, monitor: Path | None = None, normalisation: Path | None = None
+) -> VecEnv:
+    """Build what the learner acts in.
+
+    From the inside out: sub-environments, reward by the model, monitor, normalised observations.
+
+    Args:
+        config: The settings.
+        monitor: CSV file that the monitor writes, its name ending in ``monitor.csv``, or None.
+        normalisation: File of an earlier run's statistics to go on with, or None to begin anew.
+
+    Raises:
+        ProcrewardError: As :class:`~procreward.integrations.sb3.VecProgressReward` does.
+    """
+    if config.latency == "deferred":
+        raise ConfigError("`latency` must be 'blocking' in this version, got 'deferred'.")
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+    from procreward.integrations.sb3 import make_progress_vec_env
+
+    venv: VecEnv = make_progress_vec_env(
+        _SubEnv(config.env),
+        config.num_envs,
+        seed=config.seed,
+        env_kwargs=config.env_kwargs,
+        vec_env_cls=SubprocVecEnv if config.workers else DummyVecEnv,
+        monitor_file=None if monitor is None else str(monitor),
+        config=config.reward,
+    )
+    if not config.normalise_obs:
+        return venv
+    try:
+        if normalisation is not None:
+            return VecNormalize.load(str(normalisation), venv)
+        # A normalised reward would be no shaping any more.
+        return VecNormalize(venv, norm_reward=False, gamma=config.reward.gamma)
+    except (AssertionError, ValueError) as error:
+        venv.close()
+        raise ConfigError(
+            f"`normalise_obs` must be false for observations {venv.observation_space}, got true: "
+            f"{error}."
+        ) from error
+
+
+def find_reward(venv: VecEnv) -> VecProgressReward:
+    """Return the reward in the stack of :func:`build_venv`."""
+    from stable_baselines3.common.vec_env import unwrap_vec_wrapper
+
+    from procreward.integrations.sb3 import VecProgressReward
+
+    found = unwrap_vec_wrapper(venv, VecProgressReward)
+    assert isinstance(found, VecProgressReward)
+    return found
+
+
+def find_normalise(venv: VecEnv) -> VecNormalize | None:
+    """Return the normalisation in the stack of :func:`build_venv`, or None."""
+    from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+    return unwrap_vec_normalize(venv)
