@@ -16,6 +16,7 @@ from procreward.relabel.episodes import EpisodeLabels
 from procreward.types import Frame
 
 __all__ = [
+    "LANGUAGE_KEYS",
     "as_json",
     "done_after",
     "instruction_in",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 _BLOCK_ROWS: Final = 16
-_LANGUAGE_KEYS: Final = (
+LANGUAGE_KEYS: Final = (
     "lang",
     "instruction",
     "language_instruction",
@@ -127,7 +128,7 @@ def instruction_in(described: object) -> str:
     """Return the task in words from a mapping that may name it, else the empty text."""
     if not isinstance(described, Mapping):
         return ""
-    for key in _LANGUAGE_KEYS:
+    for key in LANGUAGE_KEYS:
         value = described.get(key)
         if isinstance(value, str) and value.strip():
             return value.strip()

@@ -17,7 +17,7 @@ TARGETS = {
     "lerobot-v2.1": "scripts.sample_data.lerobot:write_v21",
     "lerobot-v3.0": "scripts.sample_data.lerobot:write_v30",
     "robomimic.hdf5": "scripts.sample_data.robomimic:write_robomimic",
-    "minari": "scripts.sample_data.minari:write_minari",
+    "minari/sample-v0": "scripts.sample_data.minari:write_minari",
     "videos": "scripts.sample_data.videos:write_videos",
 }
 
