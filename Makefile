@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.procreward-installed
 EXTRAS := robosuite,metaworld,report,dev
+# In an environment of its own, so that everything else is tested without RoboCasa.
+ROBOCASA_VENV ?= .venv-robocasa
+ROBOCASA_BIN := $(ROBOCASA_VENV)/bin
+ROBOCASA_STAMP := $(ROBOCASA_VENV)/.procreward-installed
 
 # One thread a process: the simulators and torch fight over cores otherwise (5-10x slower).
 export OMP_NUM_THREADS ?= 1
@@ -11,7 +15,7 @@ export MUJOCO_GL ?= egl
 # Nothing here may reach for weights on a hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo demo-short test lint types format bench clean
+.PHONY: help setup demo demo-short test test-robocasa lint types format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -32,6 +36,17 @@ demo-short: $(STAMP) ## The demo in about a minute: one rollout a policy
 
 test: $(STAMP) ## Run all tests
 	$(BIN)/python -m pytest -n 2
+
+# --no-deps: what the wheel declares beyond these is for its own scripts, and would move our pins.
+$(ROBOCASA_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) scripts/check_system.py
+	$(PYTHON) -m venv $(ROBOCASA_VENV)
+	$(ROBOCASA_BIN)/pip install --quiet -c constraints.txt -e ".[robosuite,train]" pytest lxml
+	$(ROBOCASA_BIN)/pip install --quiet -c constraints.txt --no-deps rlinf-robocasa365
+	touch $(ROBOCASA_STAMP)
+
+test-robocasa: $(ROBOCASA_STAMP) ## RoboCasa's own environments in a tiny kitchen, without its assets
+	$(ROBOCASA_BIN)/python -m pytest tests/robocasa
 
 lint: $(STAMP) ## ruff, format check and spelling
 	$(BIN)/ruff check .
@@ -56,4 +71,4 @@ bench: $(STAMP) ## Every figure the README prints
 		--out benchmarks/results/nano_quality_expectation.json
 
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(ROBOCASA_VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
