@@ -120,7 +120,7 @@ def prepare(config: DemoConfig) -> DemoSetup:
     check_folder(config.out)
     env = make_env(config.env, max_steps=config.max_steps)
     try:
-        horizon = env.spec.max_episode_steps if env.spec is not None else None
+        horizon = _horizon(env)
         if horizon is None:
             raise ConfigError(
                 f"`max_steps` must be given, got None: {config.env} has no time limit of its own."
@@ -143,6 +143,13 @@ def prepare(config: DemoConfig) -> DemoSetup:
     if not figures:
         notes = (*notes, "no progress.png without matplotlib: pip install 'procreward[report]'.")
     return DemoSetup(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
+
+
+def _horizon(env: gym.Env[Any, Any]) -> int | None:
+    """Most steps of an episode: what its TimeLimit says, and an environment that has a horizon."""
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    own = env.get_wrapper_attr("horizon") if env.has_wrapper_attr("horizon") else None
+    return min((steps for steps in (limit, own) if steps is not None), default=None)
 
 
 def _check_start(env: gym.Env[Any, Any], config: DemoConfig) -> None:
