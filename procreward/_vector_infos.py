@@ -12,14 +12,52 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from procreward.wrapping import INFO_KEY
+from procreward.wrapping import INFO_KEY, InfoEntry
 
-__all__ = ["Mask", "add_entries", "merge_infos", "select_infos", "single_info"]
+__all__ = ["Mask", "Turn", "add_entries", "merge_infos", "select_infos", "single_info"]
 
 Infos = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
 
 DTYPES: dict[type, type] = {bool: np.bool_, int: np.int64, float: np.float64}
+
+
+class Turn:
+    """What a step of a vector environment returns, while it is being put together.
+
+    Attributes:
+        obs: The batch of observations.
+        infos: What the environment says; arrays and masks.
+        final_obs: Last observations of episodes that have ended, ``(num_envs,) object``.
+        final_infos: What the environment says of these ends.
+        rewards: ``(num_envs,) float64``.
+        terminated: ``(num_envs,) bool``.
+        truncated: ``(num_envs,) bool``.
+        entries: Our entries of the steps, by sub-environment.
+        first: Our entries of episodes that begin in the same step.
+    """
+
+    def __init__(self, num_envs: int, obs: Any, infos: Infos) -> None:
+        """Begin with what the environment returned."""
+        self.obs, self.infos = obs, infos
+        self.final_obs = np.full(num_envs, None, object)
+        self.final_infos: Infos = {}
+        self.rewards = np.zeros(num_envs)
+        self.terminated, self.truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self.entries: dict[int, InfoEntry] = {}
+        self.first: dict[int, InfoEntry] = {}
+
+    def shown_infos(self) -> Infos:
+        """Return the infos with our entries, those of ended episodes in ``final_info``."""
+        num_envs = len(self.rewards)
+        infos = add_entries(self.infos, self.entries | self.first, num_envs)
+        if self.first:
+            over = self.terminated | self.truncated
+            finals = {index: self.entries[index] for index in sorted(self.first)}
+            infos["final_obs"], infos["_final_obs"] = self.final_obs, over
+            infos["final_info"] = add_entries(self.final_infos, finals, num_envs)
+            infos["_final_info"] = over.copy()
+        return infos
 
 
 def _values(infos: Mapping[str, Any]) -> list[str]:

@@ -4,14 +4,17 @@
 * :class:`Failure` - what stands in for an answer when the model raised.
 * :class:`QueryRunner` - asks, one call per model however many streams have questions due.
 * :class:`QueryStats` - how that has gone so far.
+
+Models are not made for two threads, so those of one process take turns at each.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -23,13 +26,17 @@ from procreward.errors import (
     ServerError,
 )
 from procreward.registry import ScorerHandle, built_scorer, get_scorer
-from procreward.types import Query, Score
+from procreward.types import Query, Score, Scorer
 
 __all__ = ["Answer", "DueQuery", "Failure", "QueryRunner", "QueryStats", "Role"]
 
 logger = logging.getLogger(__name__)
 
 Role: TypeAlias = Literal["scorer", "judge"]
+
+# One each per scorer of this process. Re-entrant: the garbage collector may close an environment,
+# which releases its streams, in the middle of a call.
+_turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +80,7 @@ class QueryStats:
         invalid_reasons: Reason to number of failures.
         clamped: Answers whose number lay out of range and was clamped by the scorer
             (``Score.details["clamped"]``).
-        waiting_s: Seconds spent inside the models.
+        waiting_s: Seconds spent inside the models, and waiting for a turn at them.
         blocked_s: Seconds for which the caller's thread stood still for answers; the same as
             ``waiting_s``, unless a wrapper asks with ``latency="deferred"``.
     """
@@ -119,11 +126,16 @@ class QueryRunner:
         self._clamped = 0
         self._reasons: Counter[str] = Counter()
         self._waiting_s = 0.0
+        self._stats = QueryStats()
 
     @property
     def stats(self) -> QueryStats:
-        """The counts so far."""
-        return QueryStats(
+        """The counts so far; may be read from any thread."""
+        return self._stats
+
+    def _publish(self) -> None:
+        # Another thread reads what is put here, so it is put here whole.
+        self._stats = QueryStats(
             queries=self._queries,
             failures=self._reasons.total(),
             consecutive_failures=max(self._in_a_row.values()),
@@ -147,15 +159,63 @@ class QueryRunner:
             ScorerError: If a scorer breaks its contract.
             ModelError: If a scorer cannot be built.
         """
-        if not dues:
-            return []
         answers: dict[int, Answer] = {}
-        for role in self._handles:
-            places = [place for place, due in enumerate(dues) if due.role == role]
-            if places:
-                got = self._ask(role, [dues[place].query for place in places])
-                answers.update(zip(places, got, strict=True))
+        for role, places in self._by_role(dues).items():
+            got = self._ask(role, [dues[place].query for place in places])
+            answers.update(zip(places, got, strict=True))
         return [answers[place] for place in range(len(dues))]
+
+    def run_many(self, groups: Sequence[Sequence[DueQuery]]) -> Iterator[list[Answer]]:
+        """Put groups of queries to their models in one call, and count as if in one call each.
+
+        If that call fails, every group is put anew by itself: what one query or a batch too large
+        brings down is not held against the others. So the answers are those of one :meth:`run` per
+        group, as far as a model answers a query alike in any company.
+
+        Args:
+            groups: What was due together, oldest first.
+
+        Yields:
+            One answer per query of each group, in order. Groups before one that raises are yielded
+            first.
+
+        Raises:
+            ScorerFailedError: As :meth:`run` does, as the other two.
+            ScorerError: If a scorer breaks its contract.
+            ModelError: If a scorer cannot be built.
+        """
+        merged = self._merged(groups) if len(groups) > 1 else None
+        for number, dues in enumerate(groups):
+            if merged is None:
+                yield self.run(dues)
+                continue
+            answers: list[Answer] = list(merged[number])
+            for role, places in self._by_role(dues).items():
+                self._count(role, [answers[place] for place in places])
+            yield answers
+
+    def _merged(self, groups: Sequence[Sequence[DueQuery]]) -> list[list[Score]] | None:
+        """The answers of one call per model; None if it failed, whatever the reason."""
+        dues = [due for group in groups for due in group]
+        by_role = self._by_role(dues)
+        scorers = {role: get_scorer(self._handles[role]) for role in by_role}
+        scores: dict[int, Score] = {}
+        try:
+            for role, places in by_role.items():
+                got = self._score(role, scorers[role], [dues[place].query for place in places])
+                scores.update(zip(places, got, strict=True))
+        except Exception as error:
+            logger.debug("asking about %d steps at once failed: %s", len(groups), error)
+            return None
+        answers = iter([scores[place] for place in range(len(dues))])
+        return [[next(answers) for _ in group] for group in groups]
+
+    def _by_role(self, dues: Sequence[DueQuery]) -> dict[Role, list[int]]:
+        """Places of the queries for each model that has any, the scorer first."""
+        places: dict[Role, list[int]] = {role: [] for role in self._handles}
+        for place, due in enumerate(dues):
+            places[due.role].append(place)
+        return {role: those for role, those in places.items() if those}
 
     def release(self, streams: Iterable[str]) -> None:
         """Tell the models that streams have ended, those that want to know; builds none of them.
@@ -170,22 +230,29 @@ class QueryRunner:
         for handle in {handle.key: handle for handle in self._handles.values()}.values():
             release = getattr(built_scorer(handle), "release", None)
             if callable(release):
-                release(names)
+                with _turns[handle.key]:
+                    release(names)
+
+    def _score(self, role: Role, scorer: Scorer, queries: list[Query]) -> list[Score]:
+        started = time.perf_counter()
+        try:
+            with _turns[self._handles[role].key]:
+                return _checked(scorer.score(queries), len(queries), self._name(role))
+        finally:
+            self._waiting_s += time.perf_counter() - started
+            self._publish()
 
     def _ask(self, role: Role, queries: list[Query]) -> list[Answer]:
         scorer = get_scorer(self._handles[role])
-        started = time.perf_counter()
         answers: list[Answer]
         try:
-            answers = list(_checked(scorer.score(queries), len(queries), self._name(role)))
+            answers = list(self._score(role, scorer, queries))
         except Exception as error:
             if isinstance(error, ProcrewardError) and not isinstance(error, ModelError):
                 raise
             reason = error.reason if isinstance(error, ServerError) else type(error).__name__
             failure = Failure(reason=reason, message=str(error).rstrip("."))
             answers = [failure] * len(queries)
-        finally:
-            self._waiting_s += time.perf_counter() - started
         self._count(role, answers)
         return answers
 
@@ -203,6 +270,7 @@ class QueryRunner:
             )
         self._reasons.update(reasons)
         self._in_a_row[role] = self._in_a_row[role] + 1 if len(reasons) == len(answers) else 0
+        self._publish()
         if self._in_a_row[role] >= self._max_failures:
             raise ScorerFailedError(
                 f"{self._in_a_row[role]} queries in a row to {self._name(role)} failed; the last: "

@@ -12,15 +12,23 @@ from gymnasium.vector import AutoresetMode
 
 from procreward._stream_batch import Ask, StreamBatch, first_entries
 from procreward._vector_base import SubEnvs, autoreset_modes, check_vector_env
-from procreward._vector_infos import Mask, add_entries, merge_infos, select_infos, single_info
+from procreward._vector_infos import (
+    Mask,
+    Turn,
+    add_entries,
+    merge_infos,
+    select_infos,
+    single_info,
+)
 from procreward.config import RewardConfig
+from procreward.deferred import Latency, LateReward, lag_steps
 from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.instruction import InstructionSource, check_instruction
 from procreward.runner import QueryStats
 from procreward.session import Outcome, StreamPlan
 from procreward.types import Frame
 from procreward.views import plan_sources
-from procreward.wrapping import InfoEntry, info_entry, merge_settings, split_options, step_reward
+from procreward.wrapping import info_entry, merge_settings, split_options, step_reward
 
 __all__ = ["VectorProgressReward"]
 
@@ -30,19 +38,7 @@ else:  # Gymnasium 1.1 gives it no type parameters.
     _Wrapper = gym.vector.VectorWrapper
 
 RESET_MASK = "reset_mask"
-
-
-class _Turn:
-    """What a step returns, while it is being put together."""
-
-    def __init__(self, num_envs: int, obs: Any, infos: dict[str, Any]) -> None:
-        self.obs, self.infos = obs, infos
-        self.final_obs = np.full(num_envs, None, object)
-        self.final_infos: dict[str, Any] = {}
-        self.rewards = np.zeros(num_envs)
-        self.terminated, self.truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
-        self.entries: dict[int, InfoEntry] = {}
-        self.first: dict[int, InfoEntry] = {}
+NAN = float("nan")
 
 
 class VectorProgressReward(_Wrapper):
@@ -77,6 +73,26 @@ class VectorProgressReward(_Wrapper):
     the steps whose frames some query shows: in a SyncVectorEnv those sub-environments that need
     one, in an AsyncVectorEnv all workers at once. The **instruction** is read per sub-environment
     and episode.
+
+    **Latency.** With ``latency="deferred"`` the models are asked on a thread of their own while the
+    sub-environments step on, and :meth:`step` returns NaN as rewards: what was paid is told by
+    :meth:`collect`, one :class:`~procreward.deferred.LateReward` for every step of every
+    sub-environment, and is what ``latency="blocking"`` would have paid for the same actions, bit
+    for bit (as far as a model answers a query alike whatever it is asked beside it). A step waits
+    for the answers to queries that are ``max_lag_steps`` old by then, and for the first potential
+    of an episode, since every step is asked about until there is one.
+
+    Completion then ends an episode later: a query at step ``t`` whose answer makes the task count
+    as complete ends it at exactly step ``t + max_lag_steps``, if the environment does not end it
+    before. Until then the episode is paid as any other. It ends as a blocking one does, with a
+    query about its last frame and, where terminated, with a potential of zero.
+
+    ``infos["procreward"]`` of a deferred step has the same keys: ``queried`` and ``env_reward`` are
+    the step's own, ``shaping`` is 0.0, and the others are as of the latest answer, so they depend
+    on how fast it came. What was outstanding at a :meth:`reset` is paid nonetheless; at
+    :meth:`close` it is dropped. Models are asked first in, first out, with all that waits in one
+    call. An error of theirs is raised once, by the next :meth:`step` or :meth:`collect`; what was
+    outstanding is lost then, and all sub-environments need a reset.
 
     ``infos["procreward"]`` has the wrapper's entries as arrays, ``(num_envs,)`` of float64, bool
     and int64, with Gymnasium's masks (``_progress`` and so on) beside them. Rewards are float64.
@@ -120,6 +136,8 @@ class VectorProgressReward(_Wrapper):
         env: gym.vector.VectorEnv[Any, Any, Any],
         *,
         autoreset_mode: AutoresetMode | str | None = None,
+        latency: Latency = "blocking",
+        max_lag_steps: int | None = None,
         config: RewardConfig | None = None,
         **settings: Any,
     ) -> None:
@@ -131,6 +149,9 @@ class VectorProgressReward(_Wrapper):
             autoreset_mode: What is shown to the outside; ``"NextStep"``, ``"SameStep"`` and
                 ``"Disabled"`` will do. None shows the base's own mode, and ``SAME_STEP`` above a
                 ``DISABLED`` base.
+            latency: ``"blocking"``, or ``"deferred"`` to be told rewards by :meth:`collect`.
+            max_lag_steps: With ``"deferred"``, steps after which a query must have been answered,
+                at least 1; None for twice ``every_k_steps``.
             config: All settings as one object.
             settings: Settings by name, the keywords of
                 :class:`~procreward.wrapper.ProgressReward`; they override ``config``. An
@@ -148,6 +169,7 @@ class VectorProgressReward(_Wrapper):
         """
         merged = merge_settings(config, settings)
         check_vector_env(env)
+        max_lag = lag_steps(latency, max_lag_steps, merged)
         plan = StreamPlan.from_config(merged)
         envs, instruction = SubEnvs(env), InstructionSource(merged.instruction)
         instruction.check(envs.example())
@@ -159,7 +181,9 @@ class VectorProgressReward(_Wrapper):
         self._sources = sources
         self._base_mode, self._mode = modes
         self.metadata = {**env.metadata, "autoreset_mode": self._mode}
-        self._batch = StreamBatch(plan, self.num_envs, fps=env.metadata.get("render_fps"))
+        self._batch = StreamBatch(
+            plan, self.num_envs, fps=env.metadata.get("render_fps"), max_lag_steps=max_lag
+        )
         self._over = np.zeros(self.num_envs, bool)
         self._over_below = np.zeros(self.num_envs, bool)
 
@@ -176,13 +200,29 @@ class VectorProgressReward(_Wrapper):
     @property
     def stats(self) -> QueryStats:
         """How the queries of all sub-environments have gone so far; a snapshot."""
-        return self._batch.runner.stats
+        return self._batch.stats
+
+    @property
+    def latency(self) -> Latency:
+        """Whether rewards are returned by :meth:`step` or told by :meth:`collect`."""
+        return "blocking" if self._batch.max_lag_steps is None else "deferred"
+
+    @property
+    def max_lag_steps(self) -> int | None:
+        """Steps after which a query must have been answered, or None when blocking."""
+        return self._batch.max_lag_steps
+
+    @property
+    def pending(self) -> int:
+        """Rewards, one per step and sub-environment, that :meth:`collect` would not return yet."""
+        return self._batch.pending
 
     @property
     def outcomes(self) -> tuple[Outcome | None, ...]:
         """What the latest step or reset came to, verdicts included; None before the first reset.
 
-        Of an episode that ended in a step it is that end, in every autoreset mode.
+        Of an episode that ended in a step it is that end, in every autoreset mode. With
+        ``latency="deferred"`` it is as of the latest answer and not paid.
         """
         return tuple(self._batch.outcomes)
 
@@ -237,8 +277,8 @@ class VectorProgressReward(_Wrapper):
             actions: Passed on.
 
         Returns:
-            Observations, our rewards ``(num_envs,) float64``, terminations and truncations
-            ``(num_envs,) bool``, and infos with our entry.
+            Observations, our rewards ``(num_envs,) float64`` (NaN with ``latency="deferred"``),
+            terminations and truncations ``(num_envs,) bool``, and infos with our entry.
 
         Raises:
             gymnasium.error.ResetNeeded: If there was no reset, or an episode is over and the mode
@@ -247,18 +287,38 @@ class VectorProgressReward(_Wrapper):
             ScorerError: If a scorer breaks its contract, or fails too often.
             WorkerError: If a worker process died.
         """
+        self._batch.settle_ready()
         self._check_running()
         with self._envs.watched():
             return self._step(actions)
 
+    def collect(self, *, wait: bool = False) -> list[LateReward]:
+        """Tell what steps have paid, each once; for ``latency="deferred"``.
+
+        Args:
+            wait: Whether to wait for all that is outstanding, so that nothing is pending.
+
+        Returns:
+            What has become known since the last call, in order of ``step`` and then ``index``, and
+            so over all calls. Nothing when blocking.
+
+        Raises:
+            ScorerError: If a scorer broke its contract, or failed too often.
+            ModelError: If a scorer could not be loaded.
+        """
+        return self._batch.collect(wait=wait)
+
     def close(self, **kwargs: Any) -> None:
         """Close the environment. Scorers are shared and stay, but forget the episodes.
+
+        Rewards that were not collected are dropped. A model that is being asked is waited for, for
+        a few seconds at most.
 
         Args:
             kwargs: Passed on.
         """
         try:
-            self._batch.release(self._batch.streams)
+            self._batch.close()
         finally:
             super().close(**kwargs)
 
@@ -270,21 +330,30 @@ class VectorProgressReward(_Wrapper):
         new = self._over
         ended = (terminated | truncated) & ~new
         turn = self._turn(obs, infos, new, ended)
-        asks = self._advance(turn, terminated & ended, truncated & ended, new)
+        terminated, truncated = self._with_declared(terminated & ended, truncated & ended, new)
+        asks = self._advance(turn, terminated, truncated, new)
         asks += self._begin(new, turn.obs, turn.infos)
         same_step = self._mode is AutoresetMode.SAME_STEP
-        started = self._start_anew(turn, ended) if same_step else []
-        outcomes = self._batch.settle([*asks, *started])
-        self._take(turn, asks, outcomes, given)
+        known = terminated | truncated
+        started = self._start_anew(turn, known) if same_step else []
+        # The step of an autoreset is none, and pays nothing.
+        paid = {ask.index: float(given[ask.index]) if ask.stream.step else 0.0 for ask in asks}
+        outcomes = self._batch.settle(asks, started, paid)
+        self._take(turn, asks, outcomes, paid)
         over = turn.terminated | turn.truncated
         self._batch.release(ask.stream for ask in asks if over[ask.index])
         if same_step:
             turn.first |= first_entries(started, outcomes[len(asks) :])
-            started = self._start_anew(turn, over & ~ended)
+            started = self._start_anew(turn, over & ~known)
             turn.first |= first_entries(started, self._batch.settle(started))
         else:
             self._over, self._over_below = over, ended
-        return turn.obs, turn.rewards, turn.terminated, turn.truncated, self._infos(turn)
+        return turn.obs, turn.rewards, turn.terminated, turn.truncated, turn.shown_infos()
+
+    def _with_declared(self, terminated: Mask, truncated: Mask, new: Mask) -> tuple[Mask, Mask]:
+        """Add the ends that completion has declared some steps ago."""
+        declared_terminated, declared_truncated = self._batch.ends(~new)
+        return terminated | declared_terminated, truncated | declared_truncated
 
     def _check_running(self) -> None:
         if None in self._batch.streams:
@@ -326,13 +395,13 @@ class VectorProgressReward(_Wrapper):
             )
         return [None if one is None else check_instruction(one, place) for one in given]
 
-    def _turn(self, obs: Any, infos: dict[str, Any], new: Mask, ended: Mask) -> _Turn:
+    def _turn(self, obs: Any, infos: dict[str, Any], new: Mask, ended: Mask) -> Turn:
         """Take over what the base returned; reset what the model ended a step ago."""
         late = new & ~self._over_below
         if late.any():
             obs, theirs = self.env.reset(options={RESET_MASK: late.copy()})
             infos = merge_infos(select_infos(infos, ~late), theirs)
-        turn = _Turn(self.num_envs, obs, dict(infos))
+        turn = Turn(self.num_envs, obs, dict(infos))
         if self._base_mode is AutoresetMode.SAME_STEP and ended.any():
             if "final_obs" not in infos:
                 raise UnsupportedEnvError(
@@ -345,14 +414,14 @@ class VectorProgressReward(_Wrapper):
             turn.infos.pop("_final_info", None)
         return turn
 
-    def _advance(self, turn: _Turn, terminated: Mask, truncated: Mask, new: Mask) -> list[Ask]:
+    def _advance(self, turn: Turn, terminated: Mask, truncated: Mask, new: Mask) -> list[Ask]:
         """Go on with the running episodes."""
         ended = terminated | truncated
         frames = self._frames(self._batch.wanted(~new, ended), turn, ended)
         return self._batch.advance(~new, frames, terminated=terminated, truncated=truncated)
 
     def _frames(
-        self, wanted: Sequence[int], turn: _Turn, ended: Mask
+        self, wanted: Sequence[int], turn: Turn, ended: Mask
     ) -> dict[int, dict[str, Frame]]:
         frames = self._envs.frames(self._sources, wanted, turn.obs)
         if self._base_mode is AutoresetMode.SAME_STEP:
@@ -384,7 +453,7 @@ class VectorProgressReward(_Wrapper):
             asks.append(self._batch.begin(index, frames[index], instruction))
         return asks
 
-    def _start_anew(self, turn: _Turn, who: Mask) -> list[Ask]:
+    def _start_anew(self, turn: Turn, who: Mask) -> list[Ask]:
         """With same-step autoreset: keep the ends of episodes and begin the next ones."""
         if not who.any():
             return []
@@ -396,26 +465,20 @@ class VectorProgressReward(_Wrapper):
         return self._begin(who, turn.obs, turn.infos)
 
     def _take(
-        self, turn: _Turn, asks: Sequence[Ask], outcomes: Sequence[Outcome], given: Any
+        self,
+        turn: Turn,
+        asks: Sequence[Ask],
+        outcomes: Sequence[Outcome],
+        env_rewards: Mapping[int, float],
     ) -> None:
         """Pay the steps, and note how they ended."""
         weight = self._plan.config.env_reward_weight
+        deferred = self._batch.max_lag_steps is not None
         for ask, outcome in zip(asks, outcomes, strict=False):
-            index = ask.index
-            # The step of an autoreset is none, and pays nothing.
-            env_reward = float(given[index]) if outcome.step else 0.0
-            turn.rewards[index] = step_reward(outcome, env_reward, weight)
+            index, env_reward = ask.index, env_rewards[ask.index]
+            # Whoever trains on a reward that is not known yet is to see it at once.
+            turn.rewards[index] = NAN if deferred else step_reward(outcome, env_reward, weight)
             turn.terminated[index] = outcome.terminated
             turn.truncated[index] = outcome.truncated
             turn.entries[index] = info_entry(outcome, env_reward=env_reward)
             self._batch.outcomes[index] = outcome
-
-    def _infos(self, turn: _Turn) -> dict[str, Any]:
-        infos = add_entries(turn.infos, turn.entries | turn.first, self.num_envs)
-        if turn.first:
-            over = turn.terminated | turn.truncated
-            finals = {index: turn.entries[index] for index in sorted(turn.first)}
-            infos["final_obs"], infos["_final_obs"] = turn.final_obs, over
-            infos["final_info"] = add_entries(turn.final_infos, finals, self.num_envs)
-            infos["_final_info"] = over.copy()
-        return infos

@@ -1,4 +1,4 @@
-"""What models are told about streams that have ended, through every door."""
+"""Queries of several steps in one call; what models are told about streams that have ended."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from procreward.checker import CompletionChecker
 from procreward.config import RewardConfig, ScorerConfig
-from procreward.errors import FrameError
+from procreward.errors import FrameError, ScorerFailedError
 from procreward.registry import built_scorer, clear_scorers, get_scorer, register_scorer, resolve
+from procreward.runner import DueQuery, QueryRunner, failure_reason
 from procreward.session import EpisodeStream, StreamPlan
 from procreward.types import Query, Score, Scorer
 from procreward.video import score_video
@@ -216,3 +217,46 @@ def test_queries_after_the_end_belong_to_no_stream() -> None:
     assert stream.end() == ()
     stream.apply(runner.run(stream.begin(frames, "go")))
     assert scorer.streams[-1] not in ("", name)
+
+
+class TestTogether:
+    def groups(self, *steps: list[int]) -> list[list[DueQuery]]:
+        return [[self.due(step) for step in group] for group in steps]
+
+    def due(self, step: int) -> DueQuery:
+        query = Query(frames={"main": picture(9)[None]}, instruction="go", frame_steps=(step,))
+        return DueQuery(role="scorer", query=query)
+
+    def runner(self, scorer: Recorder, **settings: Any) -> QueryRunner:
+        return StreamPlan.from_config(RewardConfig(scorer=scorer, **settings)).runner()
+
+    def test_one_call_counts_as_one_for_each_group(self) -> None:
+        scorer = Recorder([None, None, 0.5])
+        runner = self.runner(scorer, max_consecutive_failures=2)
+        answers = runner.run_many(self.groups([0, 1], [2, 0], [1]))
+        assert [[answer.reason for answer in group] for group in answers] == [
+            ["unparsable", "unparsable"],
+            ["", "unparsable"],
+            ["unparsable"],
+        ]
+        assert scorer.calls == 1
+        stats = runner.stats
+        assert (stats.queries, stats.failures, stats.consecutive_failures) == (5, 4, 1)
+
+    def test_groups_before_too_many_failures_are_answered(self) -> None:
+        runner = self.runner(Recorder([None, 0.5]), max_consecutive_failures=2)
+        answers = runner.run_many(self.groups([1], [0], [0], [1]))
+        assert [next(answers)[0].reason for _ in range(2)] == ["", "unparsable"]
+        with pytest.raises(ScorerFailedError, match="2 queries in a row"):
+            next(answers)
+
+    def test_a_call_that_fails_is_put_again_group_by_group(self) -> None:
+        scorer = Recorder([0.25, RuntimeError("too large"), 0.75])
+        runner = self.runner(scorer)
+        answers = list(runner.run_many(self.groups([0], [1, 2], [2])))
+        assert [[failure_reason(answer) for answer in group] for group in answers] == [
+            [None],
+            ["RuntimeError", "RuntimeError"],
+            [None],
+        ]
+        assert (runner.stats.queries, runner.stats.failures, scorer.calls) == (4, 2, 4)

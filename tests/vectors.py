@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +55,45 @@ class ByTask:
 
     def describe(self) -> Mapping[str, object]:
         return {"name": "by task"}
+
+
+class Slow:
+    """Another scorer's answers, some milliseconds later; None for at once."""
+
+    def __init__(self, inner: Any, delay_s: float | None = 0.003):
+        self.inner, self.delay_s = inner, delay_s
+        self.threads: set[str] = set()
+
+    def score(self, queries: Sequence[Query]) -> list[Score]:
+        self.threads.add(threading.current_thread().name)
+        if self.delay_s is not None:
+            time.sleep(self.delay_s)
+        answers: list[Score] = self.inner.score(queries)
+        return answers
+
+    def release(self, streams: Sequence[str]) -> None:
+        release = getattr(self.inner, "release", None)
+        if release is not None:
+            release(streams)
+
+    def describe(self) -> Mapping[str, object]:
+        return {"name": "slow"}
+
+
+class Gated(Slow):
+    """Another scorer's answers, once it is told to let them through."""
+
+    def __init__(self, inner: Any, *, is_open: bool = False):
+        super().__init__(inner, None)
+        self.gate = threading.Event()
+        self.asked = threading.Event()
+        if is_open:
+            self.gate.set()
+
+    def score(self, queries: Sequence[Query]) -> list[Score]:
+        self.asked.set()
+        assert self.gate.wait(30.0)
+        return super().score(queries)
 
 
 class MeanGrey:
