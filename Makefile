@@ -15,7 +15,7 @@ export MUJOCO_GL ?= egl
 # Nothing here may reach for weights on a hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo demo-short test test-robocasa lint types format bench clean
+.PHONY: help setup demo demo-short test test-robocasa lint types format bench sample-data clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
@@ -69,6 +69,9 @@ bench: $(STAMP) ## Every figure the README prints
 	$(BIN)/python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json
 	$(BIN)/python benchmarks/nano_quality.py --mode reasoning+expectation \
 		--out benchmarks/results/nano_quality_expectation.json
+
+sample-data: $(STAMP) ## Small datasets in every format, from scripted robosuite episodes
+	$(BIN)/python -m scripts.sample_data
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) $(ROBOCASA_VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
