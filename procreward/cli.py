@@ -7,12 +7,13 @@
     procreward verify scorer N   check a reward model
     procreward score VIDEO ...   progress along a video, as JSON lines
     procreward check video ...   whether a task is completed in a video, as JSON lines
+    procreward relabel SOURCE    put dense rewards into a recorded dataset
     procreward train --config C  train a policy on a model's reward; checkpoints, curves, a video
     procreward bench [SCORER]    how many environments this machine sustains
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
-status 1, and so is a video about which no query was answered. A run of ``train`` that Ctrl-C ends
-is status 130.
+status 1, and so is a video about which no query was answered, or a dataset of which episodes were
+skipped. A run that Ctrl-C ends is status 130.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from procreward.bench.sustained import BenchConfig
 from procreward.check_video import CheckVideo
 from procreward.demo import DemoConfig
 from procreward.errors import ProcrewardError
+from procreward.relabel.config import RelabelConfig
 from procreward.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ _Command: TypeAlias = (
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
+    | Annotated[RelabelConfig, tyro.conf.subcommand("relabel", prefix_name=False)]
     | Annotated[TrainOptions, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", prefix_name=False)]
 )
@@ -161,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _run(command: DemoConfig | Verify | Score | Check | TrainOptions | BenchConfig) -> int:
+def _run(command: _Command) -> int:
     """Run one command and return the exit status."""
     if isinstance(command, DemoConfig):
         from procreward.demo import run_demo
@@ -173,6 +176,8 @@ def _run(command: DemoConfig | Verify | Score | Check | TrainOptions | BenchConf
 
         run_bench(command, print)
         return 0
+    if isinstance(command, RelabelConfig):
+        return _relabel(command)
     if isinstance(command, TrainOptions):
         from procreward.training.options import run_train
 
@@ -186,6 +191,17 @@ def _run(command: DemoConfig | Verify | Score | Check | TrainOptions | BenchConf
         run_check_video(command.what, print)
         return 0
     return _verify(command.what)
+
+
+def _relabel(command: RelabelConfig) -> int:
+    from procreward.relabel import relabel
+
+    report = relabel(command, print)
+    for name, reason in report.skipped.items():
+        print(f"skipped: {name}: {reason}", file=sys.stderr)
+    for name in report.silent:
+        print(f"error: {name}: none of its queries was answered", file=sys.stderr)
+    return report.exit_status
 
 
 def _verify(what: VerifyEnv | VerifyScorer) -> int:

@@ -1,0 +1,300 @@
+"""Everything that a run needs, checked before a model is loaded or a file is written.
+
+* :func:`prepare` - looks at the dataset, the settings and the folder.
+* :class:`RelabelPlan` - what it found: episodes, groups, what is asked, what it takes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from procreward.checks import check
+from procreward.config import as_json
+from procreward.errors import ConfigError, DatasetError, InstructionError
+from procreward.instruction import check_instruction
+from procreward.plan import StreamPlan
+from procreward.registry import built_scorer
+from procreward.relabel.cache import Cache, Known, cache_key
+from procreward.relabel.config import RelabelConfig, parse_options, select
+from procreward.relabel.episodes import Episode, Source, Writer
+from procreward.relabel.formats import VIDEO_SUFFIXES, open_source, open_writer
+from procreward.relabel.scoring import EpisodeJob, GroupJob
+from procreward.relabel.showing import Showing
+from procreward.relabel.sidecar import need_pyarrow
+
+__all__ = ["RELABEL_JSON", "RelabelPlan", "prepare"]
+
+RELABEL_JSON = "relabel.json"
+"""The file that is written last: what is in the folder, and where it comes from."""
+
+# Bytes that a query and a frame take in all files together, about.
+_QUERY_BYTES = 2000
+_FRAME_BYTES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelabelPlan:
+    """A run that can begin.
+
+    Attributes:
+        config: The settings.
+        source: The dataset.
+        stream: The settings of the stream, with nothing left open.
+        showing: What the models are shown.
+        episodes: What is relabelled, with the instruction that is asked.
+        identities: Index to what an episode is known by in the cache.
+        groups: The episodes in groups.
+        cache: Where the readings are.
+        account: What the cache's key stands for.
+        writer: What writes the new dataset, or None.
+    """
+
+    config: RelabelConfig
+    source: Source
+    stream: StreamPlan
+    showing: Showing
+    episodes: tuple[Episode, ...]
+    identities: Mapping[int, tuple[int, str, str]]
+    groups: tuple[tuple[Episode, ...], ...]
+    cache: Cache
+    account: Mapping[str, Any]
+    writer: Writer | None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is written, as JSON has it; no paths of this machine."""
+        config = self.config
+        reward = config.reward_config()
+        names = ("shaping", "gamma", "scale", "ratchet", "smooth_alpha", "offset", "success_bonus")
+        completion = ("confirm_queries", "confirm_window", "release_threshold", "min_progress")
+        values = {name: getattr(reward, name) for name in (*names, *completion)}
+        return {
+            **self.account,
+            "every_k_frames": config.every_k_frames,
+            "fps": config.fps,
+            "reward": as_json(values | {"complete_threshold": self.stream.complete_threshold}),
+            "fill": config.fill,
+            "rewrite": config.rewrite,
+            "rewrite_options": dict(parse_options(config.rewrite_option)),
+            "group_episodes": config.group_episodes,
+            "episodes": self.cache.folder.name.rpartition("-")[2],
+        }
+
+    @cached_property
+    def unfinished(self) -> tuple[int, ...]:
+        """Numbers of the groups that have to be asked about; skipped episodes are tried again."""
+        return tuple(
+            number
+            for number in range(len(self.groups))
+            if (found := self.cache.load(number)) is None or any(one.error for one in found)
+        )
+
+    @cached_property
+    def known(self) -> Mapping[tuple[int, str, str], Known]:
+        """What other runs left, by index, fingerprint and instruction."""
+        return self.cache.known(retried=self.unfinished)
+
+    @property
+    def frames(self) -> int:
+        """Frames of all episodes."""
+        return sum(episode.frames for episode in self.episodes)
+
+    @property
+    def frames_left(self) -> int:
+        """Frames of the groups that have to be asked about."""
+        return sum(one.frames for number in self.unfinished for one in self.groups[number])
+
+    def job(self, number: int) -> GroupJob:
+        """Return what is asked about a group."""
+        config = self.config
+        return GroupJob(
+            source=str(self.source.root),
+            format=self.source.format,
+            config=config.reward_config(),
+            views=config.views,
+            fps=config.fps,
+            batch_queries=config.batch_queries,
+            skip_broken=config.on_error == "skip",
+            episodes=tuple(self._episode_job(episode) for episode in self.groups[number]),
+        )
+
+    def _episode_job(self, episode: Episode) -> EpisodeJob:
+        known = self.known.get(self.identities[episode.index], Known())
+        return EpisodeJob(
+            index=episode.index,
+            instruction=episode.instruction,
+            known=known.same,
+            denser=known.denser,
+        )
+
+    def queries_left(self) -> int:
+        """Return how many queries are to be asked, if all are answered."""
+        return sum(
+            self._queries(episode) for number in self.unfinished for episode in self.groups[number]
+        )
+
+    def _queries(self, episode: Episode) -> int:
+        last, every = episode.frames - 1, self.config.every_k_frames
+        asked = {*range(0, episode.frames, every), last} if last >= 0 else set()
+        known = self.known.get(self.identities[episode.index], Known())
+        models = 1 if self.stream.judge is None else 2
+        return models * len(asked - {one.frame for one in known.same + known.denser})
+
+    def bytes_needed(self) -> int:
+        """Return about how many bytes are going to be written."""
+        queries = self.frames // self.config.every_k_frames + 2 * len(self.episodes)
+        needed = queries * _QUERY_BYTES + self.frames * _FRAME_BYTES
+        if self.writer is None:
+            return needed
+        estimate = getattr(self.writer, "disk_bytes", None)
+        return needed + (int(estimate(self.source)) if estimate else _data_bytes(self.source.root))
+
+    def seconds_per_query(self) -> float | None:
+        """Return what one query takes, by asking one; None if the models are not loaded."""
+        handles = [self.stream.scorer, *([self.stream.judge] if self.stream.judge else [])]
+        if not self.episodes or any(built_scorer(handle) is None for handle in handles):
+            return None
+        from procreward.session import EpisodeStream
+
+        episode, stream = self.episodes[0], EpisodeStream(self.stream)
+        pictures = self.showing.show(self.source.frames(episode, self.showing.views))
+        runner = self.stream.runner()
+        dues = stream.begin(next(pictures), episode.instruction)
+        pictures.close()
+        started = time.perf_counter()
+        runner.run(dues)
+        taken = time.perf_counter() - started
+        runner.release(stream.end())
+        return taken / len(dues)
+
+
+def _identities(source: Source, episodes: Sequence[Episode]) -> dict[int, tuple[int, str, str]]:
+    """Index to what an episode is known by in the cache."""
+    chosen = {one.index for one in episodes}
+    prints = {one.index: source.fingerprint(one) for one in source.episodes if one.index in chosen}
+    return {one.index: (one.index, prints[one.index], one.instruction) for one in episodes}
+
+
+def prepare(config: RelabelConfig) -> RelabelPlan:
+    """Check the dataset, the settings and the folder.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        DatasetError: If the dataset is none, is inconsistent, or has no place for rewards.
+        UnknownNameError: If there is no such format, scorer or view.
+        InstructionError: If an episode has no instruction; it is named.
+        ConfigError: If the folder holds something else, or labels of other settings.
+        MissingDependencyError: If a package for the format is not installed.
+    """
+    need_pyarrow()
+    source = open_source(config.source, config.format)
+    writer = (
+        open_writer(source.format, parse_options(config.rewrite_option)) if config.rewrite else None
+    )
+    stream = StreamPlan.from_config(config.reward_config())
+    showing = Showing.of(stream, source.views, config.views)
+    episodes = _episodes(config, source)
+    size = config.group_episodes
+    groups = tuple(episodes[start : start + size] for start in range(0, len(episodes), size))
+    key, account = cache_key(stream, showing)
+    identities = _identities(source, episodes)
+    cache = Cache(
+        config.out / "cache",
+        key,
+        config.every_k_frames,
+        [[identities[one.index] for one in group] for group in groups],
+    )
+    plan = RelabelPlan(
+        config=config,
+        source=source,
+        stream=stream,
+        showing=showing,
+        episodes=episodes,
+        identities=identities,
+        groups=groups,
+        cache=cache,
+        account=account,
+        writer=writer,
+    )
+    _check_out(plan)
+    return plan
+
+
+def _episodes(config: RelabelConfig, source: Source) -> tuple[Episode, ...]:
+    check(len(source.episodes) > 0, "source", "a dataset with episodes", str(config.source))
+    chosen = set(select([one.index for one in source.episodes], config.episodes, config.limit))
+    episodes = tuple(
+        replace(one, instruction=_instruction(config, one))
+        for one in source.episodes
+        if one.index in chosen
+    )
+    if config.on_error == "stop":
+        for episode in episodes:
+            if episode.frames == 0:
+                next(iter(source.frames(episode, source.views)), None)
+                raise DatasetError(f"Episode {episode.name!r} must have frames, got none.")
+    return episodes
+
+
+def _instruction(config: RelabelConfig, episode: Episode) -> str:
+    try:
+        return check_instruction(
+            episode.instruction if config.instruction is None else config.instruction
+        )
+    except InstructionError as error:
+        raise InstructionError(
+            f"Episode {episode.name!r} has no instruction; give one for all with `instruction` "
+            "(--instruction), or name it in the dataset (for videos and pictures in "
+            "instructions.json)."
+        ) from error
+
+
+def _check_out(plan: RelabelPlan) -> None:
+    out, root = plan.config.out.absolute(), plan.source.root.absolute()
+    inside = out == root or (root.is_dir() and out.is_relative_to(root))
+    fix = "A dataset is never changed in place."
+    check(not inside, "out", "a folder outside of the dataset", str(plan.config.out), fix)
+    if not out.exists():
+        return
+    check(out.is_dir(), "out", "a folder", str(plan.config.out))
+    names = {child.name for child in out.iterdir()}
+    ours = not names or bool(names & {RELABEL_JSON, "cache", ".lock"})
+    check(ours, "out", "empty or of an earlier run", str(plan.config.out), "Give another folder.")
+    if RELABEL_JSON in names and not plan.config.overwrite:
+        _check_settings(plan, out / RELABEL_JSON)
+
+
+def _check_settings(plan: RelabelPlan, path: Path) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{str(path)!r} cannot be read ({error!r}); give another `out`, or `overwrite`."
+        ) from error
+    differ = sorted(
+        name for name in {*before, *plan.settings} if before.get(name) != plan.settings.get(name)
+    )
+    if differ:
+        raise ConfigError(
+            f"`out` must be of a run with the same settings, but in {str(path)!r} differ: "
+            f"{', '.join(differ)}. Give `overwrite` (--overwrite) to replace the labels (the "
+            "readings are kept and used again), or another `out`."
+        )
+
+
+def _data_bytes(root: Path) -> int:
+    """Bytes of a dataset without its videos, which are linked."""
+    files: Sequence[Path] = [root] if root.is_file() else list(root.rglob("*"))
+    return sum(
+        path.stat().st_size
+        for path in files
+        if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES
+    )

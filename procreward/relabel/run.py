@@ -1,0 +1,347 @@
+"""``relabel``: from a dataset to its rewards.
+
+* :func:`relabel` - all of it.
+* :class:`RelabelReport` - what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from procreward.relabel.cache import portable
+from procreward.relabel.config import RelabelConfig
+from procreward.relabel.deriving import derive
+from procreward.relabel.episodes import Episode, EpisodeLabels, Source
+from procreward.relabel.plan import RELABEL_JSON, RelabelPlan, prepare
+from procreward.relabel.publishing import FolderLock, check_free_space, publish, remove
+from procreward.relabel.readings import EpisodeReadings
+from procreward.relabel.scoring import GroupJob, GroupResult, score_group
+from procreward.relabel.sidecar import (
+    SIDECAR,
+    SidecarWriter,
+    check_sidecar,
+    episode_record,
+    first_indices,
+    query_records,
+)
+from procreward.report.records import EpisodeRecord, write_records
+
+__all__ = ["Driver", "RelabelReport", "relabel", "run_jobs"]
+
+ALIGNMENT = (
+    "reward[t] belongs to (s_t, a_t, s_t+1). Where the state after the last action has no picture, "
+    "its potential is that of the picture before it."
+)
+"""What is said in ``relabel.json`` about which state and action a reward belongs to."""
+
+DATASET = "dataset"
+EPISODES = "episodes.jsonl"
+RECORDS = "records.jsonl"
+STAGING = ".staged"
+
+Driver: TypeAlias = Callable[
+    [Iterable[tuple[int, GroupJob]], Source, Callable[[int], object]],
+    Iterator[tuple[int, GroupResult]],
+]
+"""Works off jobs, in any order: jobs with their numbers, the open dataset, and what is called with
+a number of frames whenever they are done with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelabelReport:
+    """What came of a run.
+
+    Attributes:
+        out: The folder.
+        episodes: Episodes that have labels.
+        frames: Their pictures.
+        queries: Pictures of them that the models were asked about.
+        asked: Queries that were put to the models by this very run.
+        unanswered: Why how many of the queries gave no usable answer.
+        skipped: Name of every episode that was left out, and why.
+        silent: Names of episodes about which no query was answered.
+        files: What was written.
+    """
+
+    out: Path
+    episodes: int = 0
+    frames: int = 0
+    queries: int = 0
+    asked: int = 0
+    unanswered: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 1 if episodes are without labels."""
+        return 1 if self.skipped or self.silent else 0
+
+
+def run_jobs(
+    jobs: Iterable[tuple[int, GroupJob]], source: Source, on_frames: Callable[[int], object]
+) -> Iterator[tuple[int, GroupResult]]:
+    """Work off jobs one after the other in this process; the default :data:`Driver`."""
+    for number, job in jobs:
+        yield number, score_group(job, source, on_frames=on_frames)
+
+
+def relabel(
+    config: RelabelConfig, say: Callable[[str], object], *, driver: Driver = run_jobs
+) -> RelabelReport:
+    """Ask a reward model about recorded episodes and write what their steps are worth.
+
+    What has been asked is kept in ``OUT/cache``; a run that was interrupted, by whatever, goes on
+    behind the last group of episodes that was published, and the files of the finished run are the
+    same, byte for byte.
+
+    Args:
+        config: The settings.
+        say: Takes every line or block of text meant for the user.
+        driver: Works off the groups, here or elsewhere.
+
+    Returns:
+        What was done; with ``dry_run`` nothing.
+
+    Raises:
+        LockedError: If another run works in the folder; it is named.
+        ProcrewardError: As :func:`~procreward.relabel.plan.prepare` and
+            :func:`~procreward.relabel.scoring.score_group` say.
+    """
+    if config.dry_run:
+        plan = prepare(config)
+        needed = plan.bytes_needed()
+        say(_described(plan, plan.seconds_per_query(), needed))
+        check_free_space(config.out, needed)
+        return RelabelReport(out=config.out)
+    prepare(config)  # what is wrong is said before the folder is made
+    with FolderLock(config.out):
+        plan = prepare(config)
+        check_free_space(config.out, plan.bytes_needed())
+        staging = config.out / STAGING
+        remove(staging)
+        staging.mkdir()
+        try:
+            asked = _score(plan, staging, driver)
+            report = _publish(plan, staging, asked)
+        finally:
+            remove(staging)
+    say(_summary(report))
+    return report
+
+
+def _described(plan: RelabelPlan, seconds: float | None, needed: int) -> str:
+    queries = plan.queries_left()
+    took = "unknown until the model is loaded" if seconds is None else f"{queries * seconds:.0f} s"
+    done = len(plan.groups) - len(plan.unfinished)
+    lines = [
+        f"{plan.source.root}: {plan.source.format}, {len(plan.episodes)} of "
+        f"{len(plan.source.episodes)} episodes, {plan.frames} frames",
+        f"views: {', '.join(plan.showing.views)} (of {', '.join(plan.source.views)})",
+        f"scorer: {plan.stream.scorer.preset.name}"
+        + ("" if plan.stream.judge is None else f", judge: {plan.stream.judge.preset.name}"),
+        f"groups: {len(plan.groups)}, {done} of them done",
+        f"queries to ask: about {queries}, time: {took}",
+        f"disk: about {needed / 1e6:.1f} MB in {plan.config.out}",
+    ]
+    return "\n".join(lines)
+
+
+def _score(plan: RelabelPlan, staging: Path, driver: Driver) -> int:
+    """Ask about the groups that are not published yet; return the queries asked."""
+    from tqdm import tqdm
+
+    if not plan.unfinished:
+        return 0
+    asked = 0
+    jobs = ((number, plan.job(number)) for number in plan.unfinished)
+    with tqdm(total=plan.frames_left, unit="frame", desc="asking", mininterval=0.5) as bar:
+        for done, (number, result) in enumerate(driver(jobs, plan.source, bar.update), start=1):
+            _write_account(plan, portable(result.account), staging)
+            plan.cache.save(number, result.episodes, staging)
+            asked += result.asked
+            bar.set_postfix_str(f"group {done}/{len(plan.unfinished)}, {asked} queries")
+    return asked
+
+
+def _write_account(plan: RelabelPlan, account: Mapping[str, Any], staging: Path) -> None:
+    """Say once what answers, as it describes itself now that it is loaded."""
+    path = plan.cache.account_path
+    if not path.is_file() and account:
+        staged = staging / path.name
+        _write_json({"asked": plan.account, **account}, staged)
+        publish(staged, path)
+
+
+def _write_json(value: object, path: Path) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _publish(plan: RelabelPlan, staging: Path, asked: int) -> RelabelReport:
+    """Derive the labels, write all files, check them and move them into place."""
+    provenance = _provenance(plan)
+    report = _write_files(plan, staging, provenance, asked)
+    names = [SIDECAR, EPISODES, RECORDS]
+    if plan.writer is not None:
+        staged = staging / DATASET
+        staged.mkdir()
+        plan.writer.write(plan.source, _labels(plan), staged, provenance)
+        plan.writer.validate(plan.source, staged)
+        names.append(DATASET)
+    account = {**provenance, "skipped": report.skipped, "totals": _totals(report)}
+    _write_json(account, staging / RELABEL_JSON)
+    out = plan.config.out
+    # Without it nothing in the folder counts as finished, and with it everything does.
+    remove(out / RELABEL_JSON)
+    for name in names:
+        publish(staging / name, out / name)
+    if plan.writer is None:
+        remove(out / DATASET)  # of a run with other settings
+    names.append(RELABEL_JSON)
+    publish(staging / RELABEL_JSON, out / RELABEL_JSON)
+    return replace(report, files=tuple(out / name for name in names))
+
+
+def _provenance(plan: RelabelPlan) -> dict[str, Any]:
+    source, path = plan.source, plan.cache.account_path
+    answered = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {
+        "procreward": version("procreward"),
+        "source": {
+            "name": source.root.name,
+            "format": source.format,
+            "views": list(source.views),
+            "episodes": len(source.episodes),
+        },
+        "settings": plan.settings,
+        "scorer": answered.get("scorer"),
+        "judge": answered.get("judge"),
+        "cache": f"{plan.cache.key}/{plan.cache.folder.name}",
+        "alignment": ALIGNMENT,
+        "causal": plan.config.fill == "hold",
+    }
+
+
+def _read(plan: RelabelPlan) -> Iterator[tuple[Episode, EpisodeReadings]]:
+    for number, group in enumerate(plan.groups):
+        found = plan.cache.load(number)
+        assert found is not None  # all have been published
+        yield from zip(group, found, strict=True)
+
+
+def _derive(plan: RelabelPlan, episode: Episode, found: EpisodeReadings) -> EpisodeLabels:
+    readings = {one.frame: one for one in found.readings}
+    return derive(plan.stream, episode, readings, fill=plan.config.fill)
+
+
+def _labels(plan: RelabelPlan) -> Iterator[EpisodeLabels]:
+    """The labels of all episodes that are not skipped."""
+    for episode, found in _read(plan):
+        if not found.error:
+            yield _derive(plan, episode, found)
+
+
+def _write_files(
+    plan: RelabelPlan, staging: Path, provenance: Mapping[str, Any], asked: int
+) -> RelabelReport:
+    """Write what every format gets, and count."""
+    scorer = plan.stream.scorer.config.model or plan.stream.scorer.preset.name
+    metadata = {
+        "reward_model_path": str(portable(scorer)),
+        "procreward": json.dumps(provenance, sort_keys=True, ensure_ascii=False),
+    }
+    tally, first = _Tally(), first_indices(plan.source)
+    name = plan.stream.scorer.preset.name
+    view = plan.showing.views[0]
+    with ExitStack() as stack:
+        sidecar = stack.enter_context(SidecarWriter(staging / SIDECAR, metadata))
+        lines = stack.enter_context((staging / RECORDS).open("w", encoding="utf-8"))
+
+        def records() -> Iterator[EpisodeRecord]:
+            for episode, found in _read(plan):
+                tally.count(plan, episode, found)
+                if found.error:
+                    continue
+                labels = _derive(plan, episode, found)
+                sidecar.add(labels, first[episode.index])
+                for line in query_records(plan.source, episode, found.readings, view):
+                    lines.write(line + "\n")
+                yield episode_record(
+                    labels, found.readings, dataset=plan.source.root.name, scorer=name
+                )
+
+        write_records(records(), staging / EPISODES)
+    check_sidecar(staging / SIDECAR, tally.frames)
+    return tally.report(plan.config.out, asked)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What the published readings come to."""
+
+    episodes: int = 0
+    frames: int = 0
+    queries: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, str] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
+
+    def count(self, plan: RelabelPlan, episode: Episode, found: EpisodeReadings) -> None:
+        """Take in an episode."""
+        if found.error:
+            root = plan.source.root
+            error = found.error.replace(str(root.absolute()), root.name)
+            self.skipped[episode.name] = error.replace(str(root), root.name)
+            return
+        self.episodes += 1
+        self.frames += episode.frames
+        self.queries += len(found.readings)
+        for one in found.readings:
+            self.reasons.update(one.reasons)
+        if all(one.score is None or not one.score.valid for one in found.readings):
+            self.silent.append(episode.name)
+
+    def report(self, out: Path, asked: int) -> RelabelReport:
+        """Return the counts."""
+        return RelabelReport(
+            out=out,
+            episodes=self.episodes,
+            frames=self.frames,
+            queries=self.queries,
+            asked=asked,
+            unanswered=dict(sorted(self.reasons.items())),
+            skipped=self.skipped,
+            silent=tuple(self.silent),
+        )
+
+
+def _totals(report: RelabelReport) -> dict[str, Any]:
+    return {
+        "episodes": report.episodes,
+        "frames": report.frames,
+        "queries": report.queries,
+        "unanswered": dict(report.unanswered),
+        "silent": list(report.silent),
+    }
+
+
+def _summary(report: RelabelReport) -> str:
+    lines = [
+        f"{report.episodes} episodes, {report.frames} frames, {report.queries} of them asked about "
+        f"({report.asked} queries now)"
+    ]
+    if report.unanswered:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.unanswered.items())
+        lines.append(f"without a usable answer: {reasons}")
+    if report.skipped:
+        lines.append(f"skipped: {len(report.skipped)} episodes")
+    return "\n".join([*lines, "written:", *(f"  {path}" for path in report.files)])
