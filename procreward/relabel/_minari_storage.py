@@ -330,7 +330,8 @@ def read_table(path: Path, kind: str, columns: Sequence[str] | None = None) -> A
     pa, pq = _pyarrow()
     with _named(path, kind):
         if kind == "parquet":
-            return pq.read_table(path, columns=columns)
+            with pq.ParquetFile(path) as file:
+                return file.read(columns)
         # Mapped into memory: what is not looked at is not read.
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
