@@ -42,8 +42,9 @@ class _Demo:
 class RobomimicSource:
     """A robomimic file, such as robosuite's, MimicGen's or RoboCasa's demos.
 
-    The views are the keys of ``obs`` that hold ``(n, height, width, 3) uint8``. A file without any
-    is drawn from its ``states`` by robosuite; then the views are the cameras of the recorded model.
+    The views are the cameras: keys of ``obs`` that hold ``(n, height, width, 3) uint8``, without
+    the ``_image`` at their end. A file without any is drawn from its ``states`` by robosuite; then
+    the views are the cameras of the recorded model.
 
     A demo counts as terminated if its last reward is at least 1, which robosuite pays in a
     successful state; or if its last ``dones`` is set, as long as that of another demo is not (files
@@ -52,11 +53,10 @@ class RobomimicSource:
     Attributes:
         format: ``"robomimic"``.
         root: The file.
-        views: Names of the pictures, or of the cameras.
+        views: Names of the cameras.
         episodes: The demos by the number in their name, which is their index.
         masks: robomimic's filter keys: name to names of demos.
-        needs_caller_thread: Whether pictures must be asked for on one thread, since OpenGL draws
-            them.
+        background: Whether pictures may be read on any thread; those that OpenGL draws may not.
     """
 
     format = "robomimic"
@@ -78,11 +78,11 @@ class RobomimicSource:
             described = _json_attribute(data.attrs, "env_args", self.root)
             names = self._demo_names(data)
             demos = [self._demo(data[name], name) for name in names]
-            views = self._common_pictures(demos)
+            self._keys = _cameras_of(self._common_pictures(demos))
             ends = _successful_ends(data, names)
             self.masks = self._read_masks(file, names)
-            self.needs_caller_thread = not views
-            self.views = views or self._cameras(data, demos, described)
+            self.background = bool(self._keys)
+            self.views = tuple(self._keys) or self._cameras(data, demos, described)
             self.episodes = tuple(
                 self._episode(data[demo.name], demo, described, ends[demo.name]) for demo in demos
             )
@@ -93,7 +93,7 @@ class RobomimicSource:
     def fingerprint(self, episode: Episode) -> str:
         """Return a text that changes when the file, the demo's extent or its instruction do."""
         place = (episode.name, episode.length, episode.frames, episode.instruction)
-        drawn = self._size if self.needs_caller_thread else None
+        drawn = None if self.background else self._size
         return json.dumps([*self._stamp, *place, drawn])
 
     def frames(self, episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
@@ -115,23 +115,24 @@ class RobomimicSource:
         check_names("view", views, self.views)
         with opened(self.root) as file:
             demo = file["data"][episode.name]
-            if self.needs_caller_thread:
-                yield from self._drawn(demo, episode, views)
-            else:
+            if self.background:
                 yield from self._stored(demo, episode, views)
+            else:
+                yield from self._drawn(demo, episode, views)
 
     def _stored(
         self, demo: Any, episode: Episode, views: Sequence[str]
     ) -> Iterator[Mapping[str, Frame]]:
+        keys = [self._keys[view] for view in views]
         runs = [
-            pictures(demo["obs"][view], episode.length, self._where(episode.name, f"obs/{view}"))
-            for view in views
+            pictures(demo["obs"][key], episode.length, self._where(episode.name, f"obs/{key}"))
+            for key in keys
         ]
         for frames in zip(*runs, strict=True):
             yield dict(zip(views, frames, strict=True))
         if episode.frames > episode.length:
             try:
-                yield {view: demo["next_obs"][view][-1] for view in views}
+                yield {view: demo["next_obs"][self._keys[view]][-1] for view in views}
             except (OSError, RuntimeError) as error:
                 where = self._where(episode.name, "next_obs")
                 raise DatasetError(f"{where} is damaged at its end: {error}.") from error
@@ -253,6 +254,12 @@ class RobomimicSource:
                         "not in `data`."
                     )
         return masks
+
+
+def _cameras_of(keys: Sequence[str]) -> dict[str, str]:
+    """Return camera to key; the keys themselves where two are of one camera."""
+    named = {key.removesuffix("_image"): key for key in keys}
+    return named if len(named) == len(keys) else {key: key for key in keys}
 
 
 def _is_pictures(dataset: Any) -> bool:
