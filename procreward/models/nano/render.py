@@ -184,7 +184,7 @@ def render_shards(
         kinds = kinds_for(seeds, known=KINDS, test=seed_start >= TEST_SEEDS)
         began = time.perf_counter()
         runs = [render_episode(env, task.env_id, k, s) for k, s in zip(kinds, seeds, strict=True)]
-        write_shard(path, _collect(task, env.unwrapped, runs))
+        write_shard(path, collect(task, env.unwrapped, runs))
         _log.info(
             "%s: %d episodes, %.2f s each, success %s",
             path.name,
@@ -197,7 +197,7 @@ def render_shards(
     return paths
 
 
-def _collect(task: Task, env: Any, runs: Sequence[Episode]) -> Shard:
+def collect(task: Task, env: Any, runs: Sequence[Episode]) -> Shard:
     def flat(name: str, dtype: Any) -> Any:
         return np.asarray([value for run in runs for value in getattr(run, name)], dtype=dtype)
 

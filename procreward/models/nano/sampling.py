@@ -27,8 +27,24 @@ _STRIDE_SHARES = (0.55, 0.35, 0.10)
 _REVERSED = 0.20
 _STATIC = 0.05
 _WRONG = 0.08
-_TASK_WEIGHTS = {"lift": 2.2, "stack": 1.6, "can": 1.6}
-_KIND_WEIGHTS = {"miss": 3.0, "drop": 1.5, "retry": 1.5, "backtrack": 1.5, "stall": 1.5}
+_TASK_WEIGHTS = {
+    "lift": 1.5,
+    "stack": 1.3,
+    "can": 1.3,
+    "window_open": 1.8,
+    "button_press": 1.8,
+    "drawer_close": 1.3,
+}
+_KIND_WEIGHTS = {
+    "miss": 3.0,
+    "drop": 1.5,
+    "retry": 1.5,
+    "backtrack": 1.5,
+    "stall": 1.5,
+    "policy": 2.0,
+    "wander": 1.5,
+    "loose": 1.5,
+}
 _HARD = 0.15
 _BY_DECILE = 0.50
 
