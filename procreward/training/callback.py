@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from procreward.training.checkpoints import RandomState, save_checkpoint
+from procreward.training.checkpoints import RunState, save_checkpoint
 from procreward.training.config import TrainConfig
 from procreward.training.environments import find_normalise, find_reward
 from procreward.training.evaluation import EvalResult, Evaluator
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 __all__ = ["RunCallback", "StopSignal"]
+
+SHOW_EVERY = 16
 
 
 class StopSignal:
@@ -74,7 +76,7 @@ class RunCallback(BaseCallback):
         bar: tqdm[Any],
         stop: StopSignal,
         *,
-        state: RandomState | None = None,
+        state: RunState | None = None,
     ) -> None:
         """Keep what is needed.
 
@@ -84,10 +86,10 @@ class RunCallback(BaseCallback):
             history: Takes their results.
             bar: Shows the steps.
             stop: Asked at every step.
-            state: Generators of a checkpoint that is gone on from, set when training starts.
+            state: What a checkpoint that is gone on from says beside the learner.
         """
         super().__init__()
-        self._config, self._evaluator, self._history = config, evaluator, history
+        self._config, self._evaluator, self.history = config, evaluator, history
         self._bar, self._stop, self._state = bar, stop, state
         self._began = time.monotonic()
         self._saved, self._next_save, self._next_eval = -1, 0, 0
@@ -98,13 +100,13 @@ class RunCallback(BaseCallback):
         # A run that goes on has been saved and evaluated where it does.
         self._saved = steps if self._state is not None else -1
         self._next_save = _after(steps, self._config.checkpoint_every_steps)
-        last = self._history.last_step
+        last = self.history.last_step
         self._next_eval = 0 if last is None else _after(last, self._config.eval.every_steps)
         if self._state is not None:
             normalise = find_normalise(self.training_env)
             if normalise is not None:
                 normalise.training = True
-            self._state.restore(self.model)
+            self._state.restore_random(self.model)
 
     def _on_rollout_start(self) -> None:
         steps, every = self.num_timesteps, self._config.checkpoint_every_steps
@@ -117,34 +119,49 @@ class RunCallback(BaseCallback):
             self._next_eval = _after(steps, every)
 
     def _on_step(self) -> bool:
+        if self.n_calls % SHOW_EVERY == 0:
+            self._show()
         self._bar.update(self.num_timesteps - self._bar.n)
         return not self._stop.wanted
 
     def _on_rollout_end(self) -> None:
-        stats = find_reward(self.training_env).stats
         elapsed = max(time.monotonic() - self._began, 1e-9)
-        self.logger.record("reward_model/queries", stats.queries)
-        self.logger.record("reward_model/failures", stats.failures)
-        self.logger.record("reward_model/waiting_share", min(1.0, stats.blocked_s / elapsed))
+        self.logger.record("reward_model/queries", self.queries)
+        self.logger.record("reward_model/failures", self.failures)
+        blocked_s = find_reward(self.training_env).stats.blocked_s
+        self.logger.record("reward_model/waiting_share", min(1.0, blocked_s / elapsed))
         self._show()
+
+    @property
+    def queries(self) -> int:
+        """Queries put to the reward model for training, before a resumed start too."""
+        before = 0 if self._state is None else self._state.queries
+        return before + find_reward(self.training_env).stats.queries
+
+    @property
+    def failures(self) -> int:
+        """How many of them got no usable answer."""
+        before = 0 if self._state is None else self._state.failures
+        return before + find_reward(self.training_env).stats.failures
 
     def save(self) -> None:
         """Write a checkpoint, unless this very step has one."""
         if self._saved != self.model.num_timesteps:
-            save_checkpoint(self._config.out, self.model)
+            counts = {"queries": self.queries, "failures": self.failures}
+            save_checkpoint(self._config.out, self.model, **counts)
             self._saved = self.model.num_timesteps
 
     def finish(self) -> None:
         """Save and evaluate where training has ended."""
         self.save()
-        if not self._stop.wanted and self._history.last_step != self.model.num_timesteps:
+        if not self._stop.wanted and self.history.last_step != self.model.num_timesteps:
             self.evaluate()
 
     def evaluate(self) -> EvalResult:
         """Evaluate the policy as it is; the learner is told nothing."""
         result = self._evaluator(self.model, find_normalise(self.training_env))
-        stats = find_reward(self.training_env).stats
-        self._history.add(self.model, result, stats)
+        counts = {"queries": self.queries, "failures": self.failures}
+        self.history.add(self.model, result, **counts)
         for name, value in (
             ("success_rate", result.success_rate),
             ("mean_length", result.mean_length),
@@ -158,11 +175,10 @@ class RunCallback(BaseCallback):
         return result
 
     def _show(self) -> None:
-        stats = find_reward(self.training_env).stats
-        shown = {"queries": stats.queries, "failed": stats.failures}
-        latest = self._history.latest
+        shown = {"queries": str(self.queries), "failed": str(self.failures)}
+        latest = self.history.latest
         if latest is not None and latest.success_rate is not None:
-            shown["success"] = f"{100 * latest.success_rate:.0f} %"  # type: ignore[assignment]
+            shown["success"] = f"{100 * latest.success_rate:.0f} %"
         self._bar.set_postfix(shown, refresh=False)
 
 

@@ -8,7 +8,7 @@ A checkpoint is written beside its place, flushed to disk and renamed, so a run 
 it writes one leaves the one before. The newest two are kept.
 
 * :func:`save_checkpoint`, :func:`newest_checkpoint`, :func:`restore_learner`
-* :class:`RandomState` - the generators that a learner draws from.
+* :class:`RunState` - counters, and the generators that a learner draws from.
 * :func:`publish_folder` - a folder appears complete or not at all.
 * :func:`save_best` - the policy of the best evaluation, ``OUT/best``.
 
@@ -24,9 +24,10 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
-    "RandomState",
+    "RunState",
     "newest_checkpoint",
     "publish_folder",
     "restore_learner",
@@ -77,33 +78,43 @@ class Checkpoint:
         return path if path.is_file() else None
 
 
-@dataclass(frozen=True, slots=True)
-class RandomState:
-    """The state of Python's, NumPy's and torch's generators and of the action space's."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What a run needs beside its learner to go on.
 
-    values: Mapping[str, Any]
+    Attributes:
+        queries: Queries put to the reward model so far.
+        failures: How many of them got no usable answer.
+        random: States of Python's, NumPy's and torch's generators and of the action space's, as
+            JSON holds them.
+    """
+
+    queries: int
+    failures: int
+    random: Mapping[str, Any]
 
     @classmethod
-    def capture(cls, model: BaseAlgorithm) -> RandomState:
-        """Read the generators; the values can be written as JSON.
+    def capture(cls, model: BaseAlgorithm, *, queries: int, failures: int) -> RunState:
+        """Take the counters and read the generators.
 
         Args:
             model: The learner whose action space is read.
+            queries: Queries so far.
+            failures: Failed ones so far.
         """
         import torch
 
         name, keys, *rest = np.random.get_state(legacy=True)
-        return cls(
-            {
-                "python": random.getstate(),
-                "numpy": [name, np.asarray(keys).tolist(), *rest],
-                "torch": torch.get_rng_state().numpy().tobytes().hex(),
-                "cuda": [state.numpy().tobytes().hex() for state in _cuda_states()],
-                "action_space": model.action_space.np_random.bit_generator.state,
-            }
-        )
+        random_states = {
+            "python": random.getstate(),
+            "numpy": [name, np.asarray(keys).tolist(), *rest],
+            "torch": torch.get_rng_state().numpy().tobytes().hex(),
+            "cuda": [state.numpy().tobytes().hex() for state in _cuda_states()],
+            "action_space": model.action_space.np_random.bit_generator.state,
+        }
+        return cls(queries=queries, failures=failures, random=random_states)
 
-    def restore(self, model: BaseAlgorithm) -> None:
+    def restore_random(self, model: BaseAlgorithm) -> None:
         """Set the generators.
 
         Args:
@@ -111,16 +122,16 @@ class RandomState:
         """
         import torch
 
-        version, internal, gauss = self.values["python"]
+        version, internal, gauss = self.random["python"]
         random.setstate((version, tuple(internal), gauss))
-        name, keys, *rest = self.values["numpy"]
+        name, keys, *rest = self.random["numpy"]
         np.random.set_state((name, np.array(keys, np.uint32), *rest))
-        torch.set_rng_state(_tensor(self.values["torch"]))
-        states = self.values["cuda"]
+        torch.set_rng_state(_tensor(self.random["torch"]))
+        states = self.random["cuda"]
         # A run may go on where there are other devices.
         if states and len(states) == len(_cuda_states()):
             torch.cuda.set_rng_state_all([_tensor(state) for state in states])
-        model.action_space.np_random.bit_generator.state = self.values["action_space"]
+        model.action_space.np_random.bit_generator.state = self.random["action_space"]
 
 
 def _cuda_states() -> list[Any]:
@@ -167,12 +178,16 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def save_checkpoint(out: Path, model: BaseAlgorithm) -> Checkpoint:
+def save_checkpoint(
+    out: Path, model: BaseAlgorithm, *, queries: int = 0, failures: int = 0
+) -> Checkpoint:
     """Write a checkpoint and remove those that are older than the newest two.
 
     Args:
         out: Folder of the run.
         model: The learner, between two updates.
+        queries: Queries put to the reward model so far.
+        failures: How many of them got no usable answer.
     """
     room, steps = out / "checkpoints", model.num_timesteps
     folder = room / f"step-{steps:09d}"
@@ -180,8 +195,8 @@ def save_checkpoint(out: Path, model: BaseAlgorithm) -> Checkpoint:
         _save_policy(model, staged)
         if getattr(model, "replay_buffer", None) is not None:
             model.save_replay_buffer(staged / _REPLAY)  # type: ignore[attr-defined]  # SAC's
-        state = {"steps": steps, "random": RandomState.capture(model).values}
-        (staged / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        state = RunState.capture(model, queries=queries, failures=failures)
+        (staged / _STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
     for old in _complete(room)[:-KEPT]:
         shutil.rmtree(old.folder)
     return Checkpoint(steps=steps, folder=folder)
@@ -220,7 +235,7 @@ def newest_checkpoint(out: Path) -> Checkpoint | None:
 
 def restore_learner(
     checkpoint: Checkpoint, algorithm: str, venv: VecEnv, *, device: str = "cpu"
-) -> tuple[BaseAlgorithm, RandomState]:
+) -> tuple[BaseAlgorithm, RunState]:
     """Load a learner from a checkpoint.
 
     Args:
@@ -230,7 +245,7 @@ def restore_learner(
         device: Device of the learner.
 
     Returns:
-        The learner, and the generators to set when its first rollout begins.
+        The learner, and the counters and generators to go on with.
 
     Raises:
         ConfigError: If the checkpoint cannot be read, or is for other spaces.
@@ -242,8 +257,8 @@ def restore_learner(
                 checkpoint.folder / _REPLAY
             )
         state = json.loads((checkpoint.folder / _STATE).read_text(encoding="utf-8"))
-        return model, RandomState(state["random"])
-    except (OSError, ValueError, KeyError) as error:
+        return model, RunState(**state)
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise ConfigError(
             f"The checkpoint {str(checkpoint.folder)!r} cannot be used ({error}); remove that "
             "folder to go on from the one before it."

@@ -23,8 +23,6 @@ from procreward.training.evaluation import EvalResult
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    from procreward.runner import QueryStats
-
 __all__ = [
     "Evaluation",
     "History",
@@ -45,7 +43,7 @@ class Evaluation:
         mean_return: Mean return by the environment's own reward.
         mean_progress: Mean of the episodes' highest true progress, or None.
         episodes: Number of episodes.
-        queries: Queries put to the reward model since this process began to train.
+        queries: Queries put to the reward model for training so far.
         failures: How many of them got no usable answer.
     """
 
@@ -106,13 +104,16 @@ class History:
         """The best one, the earliest of equals."""
         return max(self.entries, key=lambda entry: entry.rank, default=None)
 
-    def add(self, model: BaseAlgorithm, result: EvalResult, stats: QueryStats) -> Evaluation:
+    def add(
+        self, model: BaseAlgorithm, result: EvalResult, *, queries: int, failures: int
+    ) -> Evaluation:
         """Take a result, write the file, and keep the policy if it is the best so far.
 
         Args:
             model: The learner that was evaluated.
             result: What came out.
-            stats: The reward model's queries.
+            queries: Queries put to the reward model so far.
+            failures: How many of them got no usable answer.
         """
         from procreward.training.checkpoints import save_best
 
@@ -123,8 +124,8 @@ class History:
             mean_return=result.mean_return,
             mean_progress=result.mean_progress,
             episodes=len(result.seeds),
-            queries=stats.queries,
-            failures=stats.failures,
+            queries=queries,
+            failures=failures,
         )
         self.entries.append(entry)
         self._write()

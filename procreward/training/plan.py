@@ -22,7 +22,7 @@ from procreward.instruction import InstructionSource
 from procreward.registry import get_scorer, resolve
 from procreward.training.checkpoints import (
     Checkpoint,
-    RandomState,
+    RunState,
     newest_checkpoint,
     restore_learner,
 )
@@ -46,7 +46,14 @@ if TYPE_CHECKING:
 __all__ = ["TrainPlan", "TrainSetup", "format_plan", "measure_query", "prepare"]
 
 # What may change when a run goes on: how long, where, and what is looked at, not what is learned.
-_MAY_CHANGE: Final = ("total_steps", "checkpoint_every_steps", "workers", "out")
+_MAY_CHANGE: Final = (
+    "total_steps",
+    "checkpoint_every_steps",
+    "eval.every_steps",
+    "eval.video",
+    "workers",
+    "out",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +88,14 @@ class TrainSetup:
         venv: What the learner acts in.
         model: The learner.
         evaluator: Runs evaluations.
-        state: Generators to set when training starts, where a run goes on.
+        state: Counters and generators of the checkpoint that is gone on from, or None.
     """
 
     plan: TrainPlan
     venv: VecEnv
     model: BaseAlgorithm
     evaluator: Evaluator
-    state: RandomState | None
+    state: RunState | None
 
     def close(self) -> None:
         """Close the environments."""
@@ -173,17 +180,16 @@ def _find_start(config: TrainConfig, *, resume: bool) -> Checkpoint | None:
 
 def _check_same(config: TrainConfig) -> None:
     path = config.out / "config.yaml"
-    before, now = read_mapping(path), config_mapping(config)
+    before, now = _flat(read_mapping(path)), _flat(config_mapping(config))
     changed = [
-        f"{name} (was {before.get(name)!r}, is {value!r})"
-        for name, value in _flat(now).items()
-        if name not in _MAY_CHANGE and _flat(before).get(name) != value
+        f"{name} (was {before.get(name)!r}, is {now.get(name)!r})"
+        for name in sorted({*before, *now})
+        if name not in _MAY_CHANGE and before.get(name) != now.get(name)
     ]
     if changed:
         raise ConfigError(
             f"The config must be that of the run that is resumed, {str(path)!r}, got other values "
-            f"of {'; '.join(changed)}. Only {', '.join(_MAY_CHANGE)} and the evaluations' "
-            "every_steps and video may change."
+            f"of {'; '.join(changed)}. Only {', '.join(_MAY_CHANGE)} may change."
         )
 
 
@@ -195,7 +201,7 @@ def _flat(mapping: dict[str, Any]) -> dict[str, Any]:
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:
             flat[name] = value
-    return {name: v for name, v in flat.items() if name not in ("eval.every_steps", "eval.video")}
+    return flat
 
 
 def _check_env(config: TrainConfig, env: gym.Env[Any, Any]) -> int | None:
@@ -212,7 +218,7 @@ def _monitor_name(checkpoint: Checkpoint | None) -> str:
 
 def _learner(
     config: TrainConfig, venv: VecEnv, checkpoint: Checkpoint | None
-) -> tuple[BaseAlgorithm, RandomState | None]:
+) -> tuple[BaseAlgorithm, RunState | None]:
     if checkpoint is None:
         return build_learner(config, venv), None
     device = str(config.learner.get("device", "cpu"))

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 from procreward.errors import ProcrewardError
 from procreward.report.records import atomic_path
-from procreward.runner import QueryStats
 from procreward.training.config import TrainConfig, config_mapping
 from procreward.training.history import (
     Evaluation,
@@ -37,7 +36,7 @@ from procreward.training.history import (
 )
 
 if TYPE_CHECKING:
-    from procreward.training.callback import StopSignal
+    from procreward.training.callback import RunCallback, StopSignal
     from procreward.training.plan import TrainSetup
 
 __all__ = ["TrainReport", "train"]
@@ -53,7 +52,8 @@ class TrainReport:
         interrupted: Whether Ctrl-C ended it.
         evaluations: The evaluations in order, those before a resumed start included.
         best: The best of them, or None if there was none.
-        stats: The reward model's queries in this process.
+        queries: Queries put to the reward model for training, likewise.
+        failures: How many of them got no usable answer.
         files: What was written at the end.
     """
 
@@ -62,7 +62,8 @@ class TrainReport:
     interrupted: bool
     evaluations: tuple[Evaluation, ...]
     best: Evaluation | None
-    stats: QueryStats
+    queries: int
+    failures: int
     files: tuple[Path, ...]
 
 
@@ -104,11 +105,11 @@ def train(config: TrainConfig, say: Callable[[str], None], *, resume: bool = Fal
         stop = StopSignal()
         try:
             with stop.listening(say):
-                history = _learn(config, setup, stop)
+                callback = _learn(config, setup, stop)
         except ProcrewardError:
             _say_how_to_go_on(config, say)
             raise
-        report = _finish(config, setup, history, stop)
+        report = _finish(config, setup, callback, stop)
     finally:
         setup.close()
     _say_result(report, say)
@@ -117,7 +118,7 @@ def train(config: TrainConfig, say: Callable[[str], None], *, resume: bool = Fal
     return report
 
 
-def _learn(config: TrainConfig, setup: TrainSetup, stop: StopSignal) -> History:
+def _learn(config: TrainConfig, setup: TrainSetup, stop: StopSignal) -> RunCallback:
     from stable_baselines3.common.logger import configure
     from tqdm import tqdm
 
@@ -136,17 +137,18 @@ def _learn(config: TrainConfig, setup: TrainSetup, stop: StopSignal) -> History:
             callback.finish()
     finally:
         model.logger.close()
-    return history
+    return callback
 
 
 def _finish(
-    config: TrainConfig, setup: TrainSetup, history: History, stop: StopSignal
+    config: TrainConfig, setup: TrainSetup, callback: RunCallback, stop: StopSignal
 ) -> TrainReport:
     """Film, draw and sum up."""
-    from procreward.training.environments import find_normalise, find_reward
+    from procreward.training.environments import find_normalise
     from procreward.training.film import film
 
     files: list[Path] = []
+    history = callback.history
     if config.eval.video and not stop.wanted:
         files += film(config, setup.model, find_normalise(setup.venv))
     if history.entries and importlib.util.find_spec("matplotlib") is not None:
@@ -159,7 +161,8 @@ def _finish(
         interrupted=stop.wanted,
         evaluations=tuple(history.entries),
         best=history.best,
-        stats=find_reward(setup.venv).stats,
+        queries=callback.queries,
+        failures=callback.failures,
         files=tuple(files),
     )
 
@@ -177,7 +180,7 @@ def _say_result(report: TrainReport, say: Callable[[str], None]) -> None:
         say(format_evaluations(report.evaluations))
     if report.best is not None:
         say(f"\nbest: step {report.best.step}, {report.out / 'best'}")
-    say(f"{report.steps} steps, {report.stats.queries} queries, {report.stats.failures} failed")
+    say(f"{report.steps} steps, {report.queries} queries, {report.failures} failed")
     if report.files:
         say("written:\n" + "\n".join(f"  {path}" for path in report.files))
 
