@@ -122,7 +122,8 @@ class RobomimicWriter:
                 _check(after["data"].attrs["total"] == total, target, f"`total` must be {total}")
             for key in before.get("mask", {}):
                 kept = [name for name in before["mask"][key][()] if name.decode() in after["data"]]
-                _check(list(after["mask"][key][()]) == kept, target, f"`mask/{key}` must be kept")
+                listed = after.get(f"mask/{key}", ())
+                _check(list(listed) == kept, target, f"`mask/{key}` must be kept")
 
     def _compare(self, before: Any, after: Any, episode: Episode, target: Path) -> None:
         shape, where = (episode.length,), f"{episode.name}: "
@@ -132,20 +133,24 @@ class RobomimicWriter:
             _check(ok, target, f"{where}`{key}` must be {shape} {np.dtype(dtype)}")
         _check(bool(np.isfinite(after["rewards"][()]).all()), target, f"{where}finite `rewards`")
         if "rewards" in before and "rewards_env" not in before:
-            same = np.array_equal(before["rewards"][()], after["rewards_env"][()])
+            same = _equal(before["rewards"], after.get("rewards_env"))
             _check(same, target, f"{where}`rewards_env` must be the rewards before")
         for key in _KEPT:
             if key in before and not (key == "dones" and self._dones == "complete"):
-                same = np.array_equal(before[key][()], after[key][()])
+                same = _equal(before[key], after.get(key))
                 _check(same, target, f"{where}`{key}` must be as before")
         for group in ("obs", "next_obs"):
             for key in before.get(group, {}):
-                old, new = before[group][key], after[group][key]
-                same = (old.shape, old.dtype) == (new.shape, new.dtype)
+                old, new = before[group][key], after.get(f"{group}/{key}")
+                same = new is not None and (old.shape, old.dtype) == (new.shape, new.dtype)
                 _check(same, target, f"{where}`{group}/{key}` must be as before")
         stated = before.attrs.get("num_samples", episode.length)
         found = after.attrs.get("num_samples", episode.length)
         _check(stated == found, target, f"{where}`num_samples` must be {stated}")
+
+
+def _equal(before: Any, after: Any) -> bool:
+    return after is not None and np.array_equal(before[()], after[()])
 
 
 def _keep(demo: Any, key: str) -> None:
