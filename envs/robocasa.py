@@ -171,7 +171,7 @@ class RoboCasaEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             check_camera(name, self.camera_names)
         self._given = given
         self.instruction = given or self._sentence()
-        self.observation_space = self._observation_space()  # type: ignore[assignment] # either
+        self.observation_space = self._observation_space()
         self.action_space = gym.spaces.Box(-1.0, 1.0, (12,), np.float32)
         self._renderer = SimRenderer(self._sim_env.sim, cheap=cheap_render)
         self._steps, self._paid, self._success = 0, False, False

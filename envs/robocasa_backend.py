@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,11 @@ def load_robocasa() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what RoboCasa prints for the log."""
+    """Keep what RoboCasa prints for the log, and its use of deprecated functions to itself."""
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for line in said.getvalue().splitlines():

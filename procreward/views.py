@@ -70,9 +70,10 @@ def plan_sources(env: gym.Env[Any, Any], plan: StreamPlan) -> dict[str, FrameSou
     size = plan.config.frame_size or plan.judge.preset.frame_size or plan.frame_size
     judge = _sources(env, plan, plan.judge, size)
     both = {view: source for view, source in scorer.items() if judge.get(view) == source}
+    shares: dict[Role, dict[str, FrameSource]] = {"scorer": scorer, "judge": judge}
     apart = {
         f"{_PREFIX[role]}{view}": source
-        for role, sources in (("scorer", scorer), ("judge", judge))
+        for role, sources in shares.items()
         for view, source in sources.items()
         if view not in both
     }
