@@ -46,9 +46,10 @@ def relabelled_id(dataset_id: str) -> str:
         ('robosuite/lift-relabelled-v0', 'lift-relabelled-v1')
     """
     found = _PARTS.fullmatch(dataset_id)
-    again = found is not None and found[2] is not None
-    version = int(found[3] or 0) + again if found else 0
-    new = f"{found[1] if found else dataset_id}-relabelled-v{version}"
+    new = ""
+    if found is not None:
+        again = found[2] is not None
+        new = f"{found[1]}-relabelled-v{int(found[3] or 0) + again}"
     if not _ID.fullmatch(new):
         raise DatasetError(
             f"`dataset_id` must be like 'namespace/name-v0', got {dataset_id!r}; state another "
