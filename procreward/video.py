@@ -192,18 +192,18 @@ class VideoSpan:
 
     def ffmpeg_options(self) -> tuple[list[str], list[str]]:
         """Return ffmpeg's options before and after the input."""
-        before = ["-err_detect", "explode", "-xerror"]
+        # ffmpeg may land behind the frames that a codec stores after the next key frame, so it
+        # starts early, and what is early is dropped by its time. Half a frame either way, for
+        # times are rounded. It reads no further than needed, lest it meet another's damage.
+        early = min(self.start, _EARLY_FRAMES)
+        seek = self.start - early - 0.5 if self.start > early else 0.0
+        until = self.start + self.count - 0.5 - seek
+        before = ["-nostats", "-err_detect", "explode", "-xerror", "-t", f"{until / self.fps:.6f}"]
         after = ["-frames:v", str(self.count), "-fps_mode", "passthrough"]
-        if self.start > 0:
-            # ffmpeg may land behind the frames that a codec stores after the next key frame, so it
-            # starts early, and what is early is dropped by its time. Half a frame either way, for
-            # times are rounded.
-            early = min(self.start, _EARLY_FRAMES)
-            if self.start > early:
-                before += ["-ss", f"{(self.start - early - 0.5) / self.fps:.6f}"]
-                after += ["-vf", f"trim=start={early / self.fps:.6f}"]
-            else:
-                after += ["-vf", f"trim=start={(early - 0.5) / self.fps:.6f}"]
+        if seek > 0:
+            before += ["-ss", f"{seek / self.fps:.6f}"]
+        if early > 0:
+            after += ["-vf", f"trim=start={(self.start - 0.5 - seek) / self.fps:.6f}"]
         return before, after
 
 
@@ -235,7 +235,7 @@ class VideoReader:
         """
         import imageio_ffmpeg
 
-        self._path, self._size = str(path), frame_size
+        self._path, self._size, self._span = str(path), frame_size, span
         if not Path(path).is_file():
             raise ConfigError(
                 f"`path` must be a video file, got {self._path!r}: there is no such file."
@@ -250,6 +250,8 @@ class VideoReader:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr)
         try:
             self._first = self._read()
+            if self._first is None and span is not None:
+                raise self._undecodable(span)
             if self._first is None:
                 raise FrameError(
                     f"{self._path!r} cannot be read as a video; it may be damaged or of another "
@@ -289,9 +291,18 @@ class VideoReader:
             count += 1
             frame = self._read()
         if self._process.wait() != 0:
+            if self._span is not None:
+                raise self._undecodable(self._span)
             raise FrameError(
                 f"{self._path!r} is damaged after {count} frames. ffmpeg: {self._ffmpeg_error()}"
             )
+
+    def _undecodable(self, span: VideoSpan) -> FrameError:
+        """Return the error of a span, which leaves out how many frames timing let through."""
+        return FrameError(
+            f"{self._path!r} cannot be decoded from frame {span.start} to "
+            f"{span.start + span.count - 1}; it may be damaged. ffmpeg: {self._ffmpeg_error()}"
+        )
 
     def _read(self) -> Frame | None:
         stream = self._process.stdout

@@ -87,6 +87,10 @@ class LeRobotSource:
         text = json.dumps([self.format, episode.instruction, episode.length, described])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def first_index(self, episode: Episode) -> int:
+        """Return the ``index`` of an episode's first frame, counted over the whole dataset."""
+        return self.layout.episodes[episode.index].first_index
+
     def frames(self, episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
         """Yield the pictures of an episode in order.
 
