@@ -228,9 +228,9 @@ class Collector:
         solved = np.zeros(rollout.ended.shape, np.bool_)
         for row in range(steps):
             self._act(agent, rollout, row, solved)
-        if self.args.latency == "deferred":
-            for late in self.envs.collect(wait=True):
-                rollout.rewards[late.step - first, late.index] = late.reward
+        # Nothing when blocking.
+        for late in self.envs.collect(wait=True):
+            rollout.rewards[late.step - first, late.index] = late.reward
         if np.isnan(rollout.rewards).any():
             raise ValueError("a reward is missing; nothing may be learnt from this rollout")
         return rollout, self._episodes(rollout, solved)
@@ -343,7 +343,7 @@ def make_envs(args: Args) -> VectorProgressReward:
     )
     return VectorProgressReward(
         envs,
-        **({} if args.latency == "blocking" else {"latency": args.latency}),
+        latency=args.latency,
         scorer=args.scorer,
         every_k_steps=args.every_k_steps,
         shaping=args.shaping,

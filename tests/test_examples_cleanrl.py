@@ -67,7 +67,7 @@ def counter(num_steps: int, end: str) -> CounterEnv:
     return env
 
 
-def counters(mode: AutoresetMode = AutoresetMode.DISABLED) -> VectorProgressReward:
+def counters(mode: AutoresetMode = AutoresetMode.DISABLED, **settings: Any) -> VectorProgressReward:
     """One that is cut off after 2 steps, and one that terminates after 3."""
     makers = [lambda: counter(2, "truncated"), lambda: counter(3, "terminated")]
     scorer = {"name": "scripted", "options": {"progress": [0.0, 0.25, 0.5, 1.0]}}
@@ -77,6 +77,7 @@ def counters(mode: AutoresetMode = AutoresetMode.DISABLED) -> VectorProgressRewa
         every_k_steps=1,
         shaping="delta",
         gamma=1.0,
+        **settings,
     )
 
 
@@ -173,6 +174,34 @@ def test_equal_seeds_give_equal_policies(ppo: SimpleNamespace, tmp_path: Path) -
         "mean": (4,),
         "squares": (4,),
     }
+
+
+def test_deferred_rewards_give_the_same_policy(ppo: SimpleNamespace, tmp_path: Path) -> None:
+    blocking = run(ppo, tmp_path / "blocking")
+    deferred = run(ppo, tmp_path / "deferred", latency="deferred")
+    for part in ("agent", "normaliser"):
+        assert blocking[part].keys() == deferred[part].keys()
+        for name, value in blocking[part].items():
+            assert torch.equal(value, deferred[part][name]), name
+    curves = [(tmp_path / name / "curve.csv").read_text() for name in ("blocking", "deferred")]
+    one, other = ([row.split(",")[:-1] for row in curve.splitlines()] for curve in curves)
+    assert one == other
+
+
+def test_a_missing_reward_stops_the_run(ppo: SimpleNamespace) -> None:
+    envs = counters(latency="deferred")
+    collector = ppo.Collector(envs, Untouched(), ppo.Args(num_envs=2))
+
+    class Thief(ppo.Agent):  # type: ignore[misc]  # the example is no module
+        """Collects what was not meant for it."""
+
+        def policy(self, obs: Any) -> Any:
+            envs.collect(wait=True)
+            return super().policy(obs)
+
+    with pytest.raises(ValueError, match="a reward is missing"):
+        collector.collect(Thief(1, 1), 2)
+    envs.close()
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
