@@ -30,15 +30,17 @@ _WRITTEN = {
     "meta/episodes_stats.jsonl",
     "meta/stats.json",
 }
+# Progress per frame, ours and that of LeRobot's reward models, by the old numbers of frames.
+_SIDECAR, _SIDECARS = "procreward_progress.parquet", "_progress.parquet"
 _EPISODE = re.compile(r"episode_(\d{6})(?!\d)")
 
 
 def carry_files(plan: RewritePlan, staged: Path, link: Link) -> Link:
     """Bring everything that does not change into the new dataset.
 
-    Folders whose names begin with a dot, and sidecars with progress per frame, stay behind: they
-    belong to the old dataset. Files of an episode that is left out do as well, and others get
-    their episode's new number.
+    Folders whose names begin with a dot stay behind, and our sidecar of the old dataset does. So
+    do files of an episode that is left out and all sidecars that count frames with it; the files
+    of others get their episode's new number.
 
     Args:
         plan: What is written.
@@ -124,7 +126,7 @@ def _moved(plan: RewritePlan, relative: Path) -> Path | None:
         return None
     if text.startswith("videos/") and relative.suffix == ".mp4" and not plan.complete:
         return None  # of an episode that is left out
-    if "/" not in text and text.endswith("_progress.parquet"):
+    if text == _SIDECAR or (text.endswith(_SIDECARS) and "/" not in text and not plan.complete):
         return None
     for found in {int(number) for number in _EPISODE.findall(text)}:
         if found not in plan.numbers:

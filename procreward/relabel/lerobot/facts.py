@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _COLUMNS = (
     "next.done",
     "next.truncated",
     "next.reward",
+    "next.reward_env",  # what was next.reward before we wrote ours
 )
 
 _Columns = Mapping[str, npt.NDArray[Any]]
@@ -56,7 +57,8 @@ def read_facts(info: Info, layout: Layout) -> tuple[Facts, ...]:
 
     An episode terminated if ``next.success`` of the last frame says so. Without that column:
     if ``next.done`` is set and ``next.truncated``, which must be there, is not; or if
-    ``next.reward`` is 0 at first, 1 at last and nothing else between. ``next.done`` alone marks
+    ``next.reward`` (``next.reward_env`` where there is one) is 0 at first, 1 at last and nothing
+    else between. ``next.done`` alone marks
     the last frame of every episode and says nothing.
 
     Raises:
@@ -108,9 +110,9 @@ def _terminated(rows: _Columns) -> bool:
         return bool(rows["next.success"][-1])
     if "next.done" in rows and "next.truncated" in rows:
         return bool(rows["next.done"][-1]) and not rows["next.truncated"][-1]
-    return "next.reward" in rows and _is_sparse_success(rows["next.reward"])
+    rewards = rows.get("next.reward_env", rows.get("next.reward"))
+    return rewards is not None and _is_sparse_success(rewards)
 
 
-def _is_sparse_success(rewards: Sequence[float] | npt.NDArray[Any]) -> bool:
-    values = np.asarray(rewards, np.float64)
-    return bool(values[0] == 0 and values[-1] == 1 and np.isin(values, (0, 1)).all())
+def _is_sparse_success(rewards: npt.NDArray[Any]) -> bool:
+    return bool(rewards[0] == 0 and rewards[-1] == 1 and np.isin(rewards, (0, 1)).all())
