@@ -15,10 +15,10 @@ export MUJOCO_GL ?= egl
 # Nothing here may reach for weights on a hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo demo-short test test-robocasa lint types format bench sample-data clean
+.PHONY: help setup demo demo-short test test-robocasa lint types format bench sample-data verify-formats clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) scripts/check_system.py
@@ -72,6 +72,11 @@ bench: $(STAMP) ## Every figure the README prints
 
 sample-data: $(STAMP) ## Small datasets in every format, from scripted robosuite episodes
 	$(BIN)/python -m scripts.sample_data
+
+# Each owner in an environment of its own, under .venv-formats; LeRobot's two bring torch along.
+verify-formats: $(STAMP) ## LeRobot, robomimic and Minari read what the relabeller wrote
+	PYTHON=$(PYTHON) BIN=$(BIN) sh scripts/verify_lerobot/run.sh
+	PYTHON=$(PYTHON) BIN=$(BIN) sh scripts/verify_hdf5/run.sh
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) $(ROBOCASA_VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
