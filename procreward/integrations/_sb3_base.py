@@ -204,6 +204,9 @@ class SubEnvs:
             venv: As :func:`check_vec_env` accepts it.
         """
         self.venv = venv
+        self._together: list[int] = []
+        self._have: dict[str, dict[int, bool]] = {}
+        self._values: dict[str, dict[int, Any]] = {}
 
     @property
     def fps(self) -> float | None:
@@ -235,11 +238,47 @@ class SubEnvs:
         """Return a sub-environment, or what stands in for it; it can be asked for attributes."""
         if isinstance(self.venv, DummyVecEnv):
             return self.venv.envs[index]
-        return cast("gym.Env[Any, Any]", _Remote(self.venv, index))
+        return cast("gym.Env[Any, Any]", _Remote(self, index))
 
     def example(self) -> gym.Env[Any, Any]:
         """Return what stands in for all of them; it has spaces, a render mode and attributes."""
-        return cast("gym.Env[Any, Any]", _Remote(self.venv, 0))
+        return cast("gym.Env[Any, Any]", _Remote(self, 0))
+
+    def ask_together(self, indices: Sequence[int]) -> None:
+        """Ask some sub-environments at once for an attribute that one of them is asked for.
+
+        Args:
+            indices: Which ones; until the next call. What was known of attributes is forgotten.
+        """
+        self._together = list(indices)
+        self._have.clear()
+        self._values.clear()
+
+    def have(self, name: str, index: int) -> bool:
+        """Tell whether a sub-environment has an attribute or a method."""
+        known = self._have.setdefault(name, {})
+        if index not in known:
+            indices = self._asked_with(index)
+            found = self.venv.env_method("has_wrapper_attr", name, indices=indices)
+            known.update(zip(indices, map(bool, found), strict=True))
+        return known[index]
+
+    def attribute(self, name: str, index: int) -> Any:
+        """Return an attribute of a sub-environment.
+
+        Raises:
+            AttributeError: If it has none of that name.
+        """
+        known = self._values.setdefault(name, {})
+        if index not in known:
+            indices = [one for one in self._asked_with(index) if self.have(name, one)]
+            if index not in indices:
+                raise AttributeError(f"sub-environment {index} has no attribute {name!r}")
+            known.update(zip(indices, self.venv.get_attr(name, indices), strict=True))
+        return known[index]
+
+    def _asked_with(self, index: int) -> list[int]:
+        return self._together if index in self._together else [index]
 
     def begin(self, indices: Sequence[int], obs: Any) -> tuple[Any, list[dict[str, Any]]]:
         """Reset some sub-environments.
@@ -308,21 +347,20 @@ def _end_workers(venv: VecEnv, processes: Sequence[Any]) -> dict[int, int]:
 class _Remote:
     """Stands in for a sub-environment that lives behind a VecEnv."""
 
-    def __init__(self, venv: VecEnv, index: int) -> None:
-        self._venv, self._index = venv, index
-        self.observation_space = venv.observation_space
-        self.render_mode = venv.render_mode
+    def __init__(self, envs: SubEnvs, index: int) -> None:
+        self._envs, self._index = envs, index
+        self.observation_space = envs.venv.observation_space
+        self.render_mode = envs.venv.render_mode
 
     @property
     def unwrapped(self) -> _Remote:
         return self
 
     def has_wrapper_attr(self, name: str) -> bool:
-        (has,) = self._venv.env_method("has_wrapper_attr", name, indices=[self._index])
-        return bool(has)
+        return self._envs.have(name, self._index)
 
     def get_wrapper_attr(self, name: str) -> Any:
-        return self._venv.get_attr(name, [self._index])[0]
+        return self._envs.attribute(name, self._index)
 
     def __str__(self) -> str:
-        return f"a sub-environment of {type(self._venv).__name__}"
+        return f"a sub-environment of {type(self._envs.venv).__name__}"

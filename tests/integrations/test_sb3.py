@@ -35,6 +35,8 @@ from procreward.errors import (
     UnsupportedEnvError,
     WorkerError,
 )
+from procreward.instruction import InstructionSource
+from procreward.integrations._sb3_base import SubEnvs, _Remote
 from procreward.integrations.sb3 import (
     GammaCheck,
     OnDemandReset,
@@ -87,6 +89,9 @@ def trace(venv: VecEnv, num_steps: int, seed: int = 3) -> list[tuple[Any, ...]]:
             else:
                 action = actions.uniform(-1, 1, (venv.num_envs, 2)).astype(np.float32)
             obs, rewards, dones, infos = venv.step(action)
+            for info in infos:
+                # Single wrappers have no such entry; it has tests of its own.
+                info.pop("is_success", None)
             out.append((obs, rewards, dones, infos, list(venv.reset_infos)))
         return out
     finally:
@@ -217,6 +222,73 @@ def test_a_declared_cut_off_is_bootstrapped_from() -> None:
     _, _, dones, (info,) = venv.step(np.zeros(1, int))
     assert (dones.tolist(), info["TimeLimit.truncated"]) == ([True], True)
     assert info["terminal_observation"].tolist() == [1.0]
+    venv.close()
+
+
+class Twice(CounterEnv):
+    """Succeeds in passing, in its second step."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        return *rest, {**info, "success": self.count == 2}
+
+
+def test_success_at_any_step_is_told_at_the_end() -> None:
+    options: dict[str, Any] = {"scorer": "constant", "every_k_steps": 1}
+    venv = batched([lambda: Twice(4), lambda: Twice(1), lambda: CounterEnv(3)], **options)
+    venv.reset()
+    told = [[info.get("is_success") for info in venv.step(np.zeros(3, int))[3]] for _ in range(4)]
+    last = [True, False, None]
+    assert told == [[None, False, None], [None, False, None], [None, False, True], last]
+    venv.close()
+
+
+class Silent(CounterEnv):
+    def step(self, action: Any) -> Any:
+        *rest, _ = super().step(action)
+        return *rest, {"is_success": True} if self.count == 2 else {}
+
+
+def test_success_that_is_told_already_or_never_is_left_alone() -> None:
+    venv = batched([lambda: Silent(2), lambda: Silent(1)], scorer="constant")
+    venv.reset()
+    infos = [venv.step(np.zeros(2, int))[3] for _ in range(2)]
+    assert ["is_success" in info for step in infos for info in step] == [False, False, True, False]
+    venv.close()
+
+
+class Counting(DummyVecEnv):
+    """Counts what would be round trips."""
+
+    def __init__(self, makers: Any) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        super().__init__(makers)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+        self.asked.append((method_name, indices))
+        return super().env_method(method_name, *args, indices=indices, **kwargs)
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> Any:
+        self.asked.append((attr_name, indices))
+        return super().get_attr(attr_name, indices)
+
+
+def test_attributes_of_other_processes_are_read_in_one_round_trip() -> None:
+    venv = Counting(counters([1, 9, 1]))
+    envs = SubEnvs(venv)
+    remotes: list[Any] = [_Remote(envs, index) for index in range(3)]
+    source = InstructionSource(None)
+    for together in ([0, 1, 2], [0, 2]):
+        venv.asked.clear()
+        envs.ask_together(together)
+        assert [source.read(remotes[i], None, {}) for i in together] == [
+            f"count {i}" for i in together
+        ]
+        assert venv.asked == [("has_wrapper_attr", together), ("instruction", together)]
+    # One that is not among them is asked by itself.
+    assert remotes[1].get_wrapper_attr("num_steps") == 9
+    with pytest.raises(AttributeError, match="sub-environment 1 has no attribute 'nothing'"):
+        remotes[1].get_wrapper_attr("nothing")
     venv.close()
 
 
