@@ -56,7 +56,8 @@ def write_progress_figure(
         _draw_panel(panel, kind, [record for record in records if record.policy == kind])
     panels[0].set_ylabel("progress (0 to 1)")
     figure.suptitle(_heading(records[0]) if title is None else title, fontsize=12)
-    _draw_legend(figure)
+    # One or two panels are narrower than all signs in a row.
+    _draw_legend(figure, columns=5 if len(kinds) > 2 else 3)
     with atomic_path(path) as staged:
         figure.savefig(staged)
 
@@ -115,7 +116,7 @@ def _points(entries: Sequence[StepTrace]) -> tuple[list[int], list[float]]:
     return [entry.step for entry in entries], [entry.progress or 0.0 for entry in entries]
 
 
-def _draw_legend(figure: Figure) -> None:
+def _draw_legend(figure: Figure, *, columns: int) -> None:
     """Explain the signs once, below all panels."""
     from matplotlib.lines import Line2D
 
@@ -131,7 +132,7 @@ def _draw_legend(figure: Figure) -> None:
             sign("invalid answer", _INVALID, linestyle="", marker="x", markersize=6),
         ],
         loc="outside lower center",
-        ncols=5,
+        ncols=columns,
         frameon=False,
         fontsize=9,
     )

@@ -81,6 +81,7 @@ def build_venv(
     """Build what the learner acts in.
 
     From the inside out: sub-environments, reward by the model, monitor, normalised observations.
+    With ``latency: deferred`` there is no monitor, whose work ``DeferredRewards`` does.
 
     Args:
         config: The settings.
@@ -90,19 +91,20 @@ def build_venv(
     Raises:
         ProcrewardError: As :class:`~procreward.integrations.sb3.VecProgressReward` does.
     """
-    if config.latency == "deferred":
-        raise ConfigError("`latency` must be 'blocking' in this version, got 'deferred'.")
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
     from procreward.integrations.sb3 import make_progress_vec_env
 
+    deferred = config.latency == "deferred"
     venv: VecEnv = make_progress_vec_env(
         _SubEnv(config.env),
         config.num_envs,
         seed=config.seed,
         env_kwargs=config.env_kwargs,
         vec_env_cls=SubprocVecEnv if config.workers else DummyVecEnv,
-        monitor_file=None if monitor is None else str(monitor),
+        monitor_file=None if monitor is None or deferred else str(monitor),
+        latency="deferred" if deferred else "blocking",
+        max_lag_steps=config.max_lag_steps,
         config=config.reward,
     )
     if not config.normalise_obs:

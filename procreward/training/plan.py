@@ -89,6 +89,7 @@ class TrainSetup:
         model: The learner.
         evaluator: Runs evaluations.
         state: Counters and generators of the checkpoint that is gone on from, or None.
+        monitor: CSV file of the episodes, or None.
     """
 
     plan: TrainPlan
@@ -96,6 +97,7 @@ class TrainSetup:
     model: BaseAlgorithm
     evaluator: Evaluator
     state: RunState | None
+    monitor: Path | None
 
     def close(self) -> None:
         """Close the environments."""
@@ -134,9 +136,10 @@ def prepare(config: TrainConfig, *, resume: bool = False, dry: bool = False) -> 
     with ExitStack() as undo:
         undo.callback(evaluator.close)
         horizon = _check_env(config, evaluator.example())
+        monitor = None if dry else config.out / _monitor_name(checkpoint)
         venv = build_venv(
             config,
-            monitor=None if dry else config.out / _monitor_name(checkpoint),
+            monitor=monitor,
             normalisation=None if checkpoint is None else checkpoint.normalisation,
         )
         undo.callback(venv.close)
@@ -145,7 +148,9 @@ def prepare(config: TrainConfig, *, resume: bool = False, dry: bool = False) -> 
             get_scorer(handle)
         undo.pop_all()
     plan = _plan(config, model, horizon, venv)
-    return TrainSetup(plan=plan, venv=venv, model=model, evaluator=evaluator, state=state)
+    return TrainSetup(
+        plan=plan, venv=venv, model=model, evaluator=evaluator, state=state, monitor=monitor
+    )
 
 
 def _check_room(out: Path, *, dry: bool) -> None:
@@ -220,7 +225,7 @@ def _learner(
     config: TrainConfig, venv: VecEnv, checkpoint: Checkpoint | None
 ) -> tuple[BaseAlgorithm, RunState | None]:
     if checkpoint is None:
-        return build_learner(config, venv), None
+        return build_learner(config, venv, **_settled(config, venv)), None
     device = str(config.learner.get("device", "cpu"))
     model, state = restore_learner(checkpoint, config.algorithm, venv, device=device)
     # New episodes, not those that the run began with.
@@ -230,6 +235,18 @@ def _learner(
         # The first observations have been counted already, or would not have come.
         normalise.training = False
     return model, state
+
+
+def _settled(config: TrainConfig, venv: VecEnv) -> dict[str, Any]:
+    """What the latency decides for the learner."""
+    if config.latency == "blocking" or config.algorithm == "ppo":
+        return {}
+    from gymnasium.spaces import Dict
+
+    from procreward.integrations.sb3 import DeferredDictReplayBuffer, DeferredReplayBuffer
+
+    several = isinstance(venv.observation_space, Dict)
+    return {"replay_buffer_class": DeferredDictReplayBuffer if several else DeferredReplayBuffer}
 
 
 def _plan(
@@ -302,10 +319,12 @@ def measure_query(setup: TrainSetup) -> str:
         ProcrewardError: If there is no picture, or the model breaks its contract.
     """
     reward = find_reward(setup.venv)
-    setup.venv.reset()
-    first = reward.stats
-    setup.venv.reset()  # the first one warms up
-    stats = reward.stats
+    counts = []
+    for _ in range(2):  # the first one warms up
+        setup.venv.reset()
+        reward.collect(wait=True)
+        counts.append(reward.stats)
+    first, stats = counts
     each = (stats.waiting_s - first.waiting_s) / max(1, stats.queries - first.queries)
     return (
         f"{stats.queries} queries asked, {stats.failures} failed; {1000 * each:.1f} ms a query, "

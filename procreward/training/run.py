@@ -36,6 +36,8 @@ from procreward.training.history import (
 )
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
     from procreward.training.callback import RunCallback, StopSignal
     from procreward.training.plan import TrainSetup
 
@@ -79,7 +81,8 @@ def train(config: TrainConfig, say: Callable[[str], None], *, resume: bool = Fal
     from the seed and the step of the checkpoint. So a resumed run is reproducible, and equals an
     uninterrupted one exactly where a checkpoint falls on the end of an episode in every
     sub-environment and episodes all begin alike, else only in kind. What an interrupted PPO had
-    collected of a rollout is counted as steps, and lost.
+    collected of a rollout is counted as steps, and lost; so are, with ``latency: deferred``, the
+    newest ``max_lag_steps`` transitions that SAC's replay buffer had not yet taken in.
 
     Args:
         config: The settings.
@@ -131,13 +134,24 @@ def _learn(config: TrainConfig, setup: TrainSetup, stop: StopSignal) -> RunCallb
     try:
         with tqdm(total=plan.steps, initial=plan.start, unit="step", mininterval=0.5) as bar:
             callback = RunCallback(config, setup.evaluator, history, bar, stop, state=setup.state)
+            # The rewards are told first: what is shown and saved knows them then.
+            callbacks = [*_rewards(config, setup), callback]
             model.learn(
-                config.total_steps - plan.start, callback, reset_num_timesteps=not plan.start
+                config.total_steps - plan.start, callbacks, reset_num_timesteps=not plan.start
             )
             callback.finish()
     finally:
         model.logger.close()
     return callback
+
+
+def _rewards(config: TrainConfig, setup: TrainSetup) -> list[BaseCallback]:
+    """What tells the learner its rewards, where they come later."""
+    if config.latency == "blocking":
+        return []
+    from procreward.integrations.sb3 import DeferredRewards
+
+    return [DeferredRewards(monitor_file=None if setup.monitor is None else str(setup.monitor))]
 
 
 def _finish(

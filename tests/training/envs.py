@@ -81,13 +81,13 @@ class Bright:
 
 
 class Interrupting(Bright):
-    """Presses Ctrl-C after some queries."""
+    """Presses Ctrl-C after some queries, once."""
 
     after = 30
 
     def judge(self, query: Query) -> Score:
         if self.asked > self.after:
-            self.asked = -(10**9)  # once
+            self.asked = -(10**9)
             os.kill(os.getpid(), signal.SIGINT)
         return super().judge(query)
 
