@@ -41,12 +41,12 @@ test: $(STAMP) ## Run all tests
 $(ROBOCASA_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) scripts/check_system.py
 	$(PYTHON) -m venv $(ROBOCASA_VENV)
-	$(ROBOCASA_BIN)/pip install --quiet -c constraints.txt -e ".[robosuite,train]" pytest lxml
+	$(ROBOCASA_BIN)/pip install --quiet -c constraints.txt -e ".[robosuite,train]" pytest pytest-xdist lxml
 	$(ROBOCASA_BIN)/pip install --quiet -c constraints.txt --no-deps rlinf-robocasa365
 	touch $(ROBOCASA_STAMP)
 
 test-robocasa: $(ROBOCASA_STAMP) ## RoboCasa's own environments in a tiny kitchen, without its assets
-	$(ROBOCASA_BIN)/python -m pytest tests/robocasa
+	$(ROBOCASA_BIN)/python -m pytest tests/robocasa -n 2 --dist loadfile
 
 lint: $(STAMP) ## ruff, format check and spelling
 	$(BIN)/ruff check .
