@@ -28,7 +28,7 @@ from procreward.relabel.scoring import EpisodeJob, GroupJob
 from procreward.relabel.showing import Showing
 from procreward.relabel.sidecar import need_pyarrow
 
-__all__ = ["RELABEL_JSON", "RelabelPlan", "prepare"]
+__all__ = ["RELABEL_JSON", "RelabelPlan", "check_out", "prepare"]
 
 RELABEL_JSON = "relabel.json"
 """The file that is written last: what is in the folder, and where it comes from."""
@@ -224,7 +224,7 @@ def prepare(config: RelabelConfig) -> RelabelPlan:
         account=account,
         writer=writer,
     )
-    _check_out(plan)
+    check_out(plan)
     return plan
 
 
@@ -257,7 +257,12 @@ def _instruction(config: RelabelConfig, episode: Episode) -> str:
         ) from error
 
 
-def _check_out(plan: RelabelPlan) -> None:
+def check_out(plan: RelabelPlan) -> None:
+    """Refuse a folder that is not for this run.
+
+    Raises:
+        ConfigError: If it holds something else, or labels of other settings.
+    """
     out, root = plan.config.out.absolute(), plan.source.root.absolute()
     inside = out == root or (root.is_dir() and out.is_relative_to(root))
     fix = "A dataset is never changed in place."

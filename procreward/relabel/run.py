@@ -19,7 +19,7 @@ from procreward.relabel.cache import portable
 from procreward.relabel.config import RelabelConfig
 from procreward.relabel.deriving import derive
 from procreward.relabel.episodes import Episode, EpisodeLabels, Source
-from procreward.relabel.plan import RELABEL_JSON, RelabelPlan, prepare
+from procreward.relabel.plan import RELABEL_JSON, RelabelPlan, check_out, prepare
 from procreward.relabel.publishing import FolderLock, check_free_space, publish, remove
 from procreward.relabel.readings import EpisodeReadings
 from procreward.relabel.scoring import GroupJob, GroupResult, score_group
@@ -116,15 +116,14 @@ def relabel(
         ProcrewardError: As :func:`~procreward.relabel.plan.prepare` and
             :func:`~procreward.relabel.scoring.score_group` say.
     """
+    plan = prepare(config)  # what is wrong is said before the folder is made
     if config.dry_run:
-        plan = prepare(config)
         needed = plan.bytes_needed()
         say(_described(plan, plan.seconds_per_query(), needed))
         check_free_space(config.out, needed)
         return RelabelReport(out=config.out)
-    prepare(config)  # what is wrong is said before the folder is made
     with FolderLock(config.out):
-        plan = prepare(config)
+        check_out(plan)  # another run may have ended in it meanwhile
         check_free_space(config.out, plan.bytes_needed())
         staging = config.out / STAGING
         remove(staging)

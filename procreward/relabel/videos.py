@@ -58,6 +58,7 @@ FRAMES_VIEW = "frames"
 
 _COUNT = re.compile(rb"frame=\s*(\d+)")
 _RATE = re.compile(rb"Video:.*?(\d+(?:\.\d+)?) fps")
+_SLOWEST_FPS = 1e-3
 _PROBES = 4
 """Videos whose frames are counted at a time."""
 
@@ -190,8 +191,9 @@ class VideoSource:
 def _span(episode: Episode) -> VideoSpan:
     from procreward.video import VideoSpan
 
-    # One more than there should be, to see that there are not more.
-    return VideoSpan(start=0, count=episode.frames + 1, fps=episode.fps or 1.0)
+    # One more than there should be, to see that there are not more; and whatever their times, which
+    # may be uneven, so with a rate that puts the end far away.
+    return VideoSpan(start=0, count=episode.frames + 1, fps=_SLOWEST_FPS)
 
 
 def _check_count(
