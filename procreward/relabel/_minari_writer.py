@@ -15,6 +15,7 @@ import numpy.typing as npt
 from procreward.checks import check, check_choice, check_names
 from procreward.errors import DatasetError
 from procreward.relabel._hdf5 import done_after, opened, replace_array
+from procreward.relabel._hdf5_times import clear_times
 from procreward.relabel._minari_storage import (
     HDF5_NAME,
     METADATA_NAME,
@@ -148,6 +149,7 @@ class MinariWriter:
                 if number != index:
                     file.move(f"episode_{index}", f"episode_{number}")
                     file[f"episode_{number}"].attrs.modify("id", number)
+        clear_times(path)
         return written
 
     def _label_group(self, group: Any, labels: EpisodeLabels) -> None:

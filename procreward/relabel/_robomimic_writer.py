@@ -12,6 +12,7 @@ import numpy as np
 from procreward.checks import check_choice, check_names
 from procreward.errors import DatasetError
 from procreward.relabel._hdf5 import as_json, done_after, opened, replace_array
+from procreward.relabel._hdf5_times import clear_times
 from procreward.relabel.episodes import EpisodeLabels, Source
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class RobomimicWriter:
                 # Overwriting goes through an attribute with a random name.
                 del data.attrs["procreward"]
             data.attrs["procreward"] = as_json(provenance)
+        clear_times(target)
 
     def _label(self, data: Any, labels: EpisodeLabels) -> None:
         name, length = labels.episode.name, labels.episode.length
@@ -141,12 +143,18 @@ class RobomimicWriter:
                 _check(same, target, f"{where}`{key}` must be as before")
         for group in ("obs", "next_obs"):
             for key in before.get(group, {}):
-                old, new = before[group][key], after.get(f"{group}/{key}")
-                same = new is not None and (old.shape, old.dtype) == (new.shape, new.dtype)
+                same = _extent(before[group][key]) == _extent(after.get(f"{group}/{key}"))
                 _check(same, target, f"{where}`{group}/{key}` must be as before")
         stated = before.attrs.get("num_samples", episode.length)
         found = after.attrs.get("num_samples", episode.length)
         _check(stated == found, target, f"{where}`num_samples` must be {stated}")
+
+
+def _extent(member: Any) -> tuple[Any, ...]:
+    """Shape and type of an array, the names in a group, or that nothing is there."""
+    if hasattr(member, "shape"):
+        return member.shape, member.dtype
+    return () if member is None else ("group", *member)
 
 
 def _equal(before: Any, after: Any) -> bool:

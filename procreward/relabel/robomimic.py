@@ -76,6 +76,10 @@ class RobomimicSource:
         with opened(self.root) as file:
             data = self._data(file)
             described = _json_attribute(data.attrs, "env_args", self.root)
+            # As robosuite's own script records demos.
+            described = described or {
+                "env_kwargs": _json_attribute(data.attrs, "env_info", self.root)
+            }
             names = self._demo_names(data)
             demos = [self._demo(data[name], name) for name in names]
             self._keys = _cameras_of(self._common_pictures(demos))
@@ -184,9 +188,9 @@ class RobomimicSource:
         lengths |= {key: len(group[key]) for key in ("rewards", "dones") if key in group}
         obs = group.get("obs", {})
         found = tuple(key for key in sorted(obs) if _is_pictures(obs[key]))
-        lengths |= {f"obs/{key}": len(obs[key]) for key in obs}
         after = group.get("next_obs", {})
-        lengths |= {f"next_obs/{key}": len(after[key]) for key in after}
+        for side, part in (("obs", obs), ("next_obs", after)):
+            lengths |= {f"{side}/{key}": len(part[key]) for key in part if _is_array(part[key])}
         for key, count in lengths.items():
             if count != length:
                 raise DatasetError(
@@ -260,6 +264,10 @@ def _cameras_of(keys: Sequence[str]) -> dict[str, str]:
     """Return camera to key; the keys themselves where two are of one camera."""
     named = {key.removesuffix("_image"): key for key in keys}
     return named if len(named) == len(keys) else {key: key for key in keys}
+
+
+def _is_array(member: Any) -> bool:
+    return bool(getattr(member, "shape", ()))
 
 
 def _is_pictures(dataset: Any) -> bool:

@@ -158,6 +158,21 @@ def test_instruction(path: Path, env_args: Any, ep_meta: Any, instruction: str) 
     assert RobomimicSource(path).episodes[0].instruction == instruction
 
 
+def test_demos_as_robosuite_records_them(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        data = file["data"]
+        for demo in data.values():
+            del demo.attrs["num_samples"], demo["rewards"], demo["dones"]
+            demo["obs/more/inside"] = np.zeros(3)
+        del data.attrs["env_args"], data.attrs["total"], file["mask"]
+        data.attrs["env_info"] = json.dumps({"control_freq": 25})
+    source = RobomimicSource(path)
+    assert [(one.length, one.fps) for one in source.episodes] == [(4, 25.0), (7, 25.0), (2, 25.0)]
+    with h5py.File(rewrite(path, path.parent / "staged"), "r") as file:
+        assert file["data/demo_0/rewards"].shape == (4,)
+        assert "rewards_env" not in file["data/demo_0"]
+
+
 def test_fingerprint_follows_the_file(path: Path) -> None:
     source = RobomimicSource(path)
     prints = [source.fingerprint(one) for one in source.episodes]
