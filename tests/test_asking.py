@@ -98,7 +98,8 @@ def test_threads_take_turns_sooner_while_a_model_is_asked() -> None:
     before = sys.getswitchinterval()
     seen: list[float] = []
     try:
-        for interval in (0.004, 0.0001):
+        # Of these some lose a microsecond each time they are read and set again.
+        for interval in (0.000302, 0.000304, 0.005, 0.0001):
             sys.setswitchinterval(interval)
             found = sys.getswitchinterval()
             thread = AskingThread(runner_of(Watching([0.5])))
@@ -108,7 +109,7 @@ def test_threads_take_turns_sooner_while_a_model_is_asked() -> None:
             assert sys.getswitchinterval() == found
     finally:
         sys.setswitchinterval(before)
-    assert seen == pytest.approx([SWITCH_INTERVAL_S] * 20 + [0.0001] * 20, abs=2e-6)
+    assert seen == pytest.approx([SWITCH_INTERVAL_S] * 60 + [0.0001] * 20, abs=2e-6)
 
 
 def test_it_ends_when_it_is_forgotten() -> None:
