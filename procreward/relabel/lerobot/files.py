@@ -33,7 +33,7 @@ def parquet() -> Any:
         import pyarrow.parquet as module
     except ImportError as error:
         raise MissingDependencyError(
-            "LeRobot datasets need pyarrow: pip install 'procreward[relabel]'."
+            f"LeRobot datasets need pyarrow ({error}): pip install 'procreward[relabel]'."
         ) from error
     return module
 

@@ -91,6 +91,16 @@ class LeRobotSource:
         """Return the ``index`` of an episode's first frame, counted over the whole dataset."""
         return self.layout.episodes[episode.index].first_index
 
+    def picture_paths(self, episode: Episode) -> dict[str, str]:
+        """Return the video of each view, relative to the dataset, where it is the episode's own.
+
+        Videos of v3.0 hold other episodes too, and pictures in parquet files have none.
+        """
+        if self.info.version != "v2.1":
+            return {}
+        videos = self.layout.episodes[episode.index].videos
+        return {view: part.path.relative_to(self.root).as_posix() for view, part in videos.items()}
+
     def frames(self, episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
         """Yield the pictures of an episode in order.
 

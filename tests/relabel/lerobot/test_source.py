@@ -80,6 +80,19 @@ def _nearest(pictures: np.ndarray, truth: np.ndarray) -> list[int]:
     return [int(np.abs(truth - picture).mean(axis=(1, 2, 3)).argmin()) for picture in pictures]
 
 
+def test_picture_paths(tmp_path: Path) -> None:
+    source = LeRobotSource(make(tmp_path, "v2.1", images=False))
+    assert source.picture_paths(source.episodes[2]) == {
+        VIEW: f"videos/chunk-001/{VIEW}/episode_000002.mp4",
+        HAND: f"videos/chunk-001/{HAND}/episode_000002.mp4",
+    }
+    for source in (
+        LeRobotSource(make(tmp_path, "v3.0", images=False)),
+        LeRobotSource(make(tmp_path, "v2.1")),
+    ):
+        assert source.picture_paths(source.episodes[1]) == {}
+
+
 def test_one_view_and_a_stream_that_is_left_early(tmp_path: Path) -> None:
     source = LeRobotSource(make(tmp_path, "v3.0", images=False))
     one, other = (source.frames(source.episodes[index], [HAND]) for index in (0, 1))
