@@ -171,7 +171,8 @@ class VideoSource:
                         yield pictures
             except (FrameError, ConfigError) as error:
                 raise DatasetError(
-                    f"Episode {episode.name!r} cannot be decoded: {error}"
+                    f"Episode {episode.name!r} cannot be decoded; its video is damaged. "
+                    f"ffmpeg: {error}"
                 ) from error
 
     def _check_file(self, episode: Episode, file: Path) -> None:

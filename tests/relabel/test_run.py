@@ -297,9 +297,7 @@ def test_broken_episodes(tmp_path: Path, make: Make) -> None:
     assert set(table["episode_index"].to_pylist()) == {0, 2}
     assert table["index"].to_pylist() == [*range(12), *range(24, 36)]
     account = json.loads((tmp_path / "out" / "relabel.json").read_text())
-    assert account["skipped"]["ep_1"] == (
-        "Episode 'ep_1' cannot be decoded: 'videos/ep_1.mp4' is damaged."
-    )
+    assert account["skipped"]["ep_1"] == ("Episode 'ep_1' cannot be decoded; its video is damaged.")
     # They are tried again, and nothing else is asked again.
     write_video(source / "ep_1.mp4", ramp(12))
     (source / "ep_3.mp4").unlink()

@@ -66,7 +66,7 @@ def test_damaged_videos(tmp_path: Path) -> None:
     (tmp_path / "b.mp4").write_bytes(b"no video")
     source = VideoSource(tmp_path)
     assert [one.frames for one in source.episodes] == [12, 0]
-    with pytest.raises(DatasetError, match=r"Episode 'a' cannot be decoded: .*a\.mp4"):
+    with pytest.raises(DatasetError, match=r"Episode 'a' cannot be decoded; .*a\.mp4"):
         list(source.frames(source.episodes[0], ("video",)))
     with pytest.raises(DatasetError, match=r"Episode 'b' cannot be read: .*b\.mp4' is damaged or"):
         list(source.frames(source.episodes[1], ("video",)))
