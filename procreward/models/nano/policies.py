@@ -47,12 +47,13 @@ class PolicyConfig:
 
     Attributes:
         task: Short name of a Meta-World task.
-        reward: ``"truth"`` for the simulator's progress, else a scorer's name or model folder.
+        reward: ``"truth"`` for the simulator's progress, ``"nano"``, or the folder of other weights
+            of it.
         seed: Seed of the policy, below 400; the scenes' seeds follow from it.
         steps: Environment steps of PPO.
         every_steps: Steps between renderings.
         episodes: Episodes of a rendering. Every third one is without exploration.
-        every_k_steps: Steps between queries where a scorer pays.
+        every_k_steps: Steps between queries where nano pays.
         out: Folder of the shards.
     """
 
@@ -156,7 +157,7 @@ def _vec_env(task: Task, config: PolicyConfig) -> Any:
         task.env_id,
         config.envs,
         seed=seed,
-        scorer=config.reward,
+        scorer={"preset": "nano", "model": config.reward},
         shaping="delta",
         scale=_SCALE,
         gamma=_GAMMA,
