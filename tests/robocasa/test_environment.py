@@ -250,22 +250,38 @@ def test_two_kitchens_in_one_process_draw_their_own(kitchens: Kitchens) -> None:
     np.testing.assert_array_equal(one.render(), alone)
 
 
-def test_novel_instructions_are_kept_through_the_episode_and_pictures_can_be_observed(
-    tiny_assets: Path,
+def vary_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CloseDrawer word its task anew whenever it is asked.
+
+    As ``use_novel_instructions`` does for tasks that need more than the tiny kitchen has.
+    """
+    from robocasa.environments.kitchen.atomic.kitchen_drawer import CloseDrawer
+
+    real = CloseDrawer.get_ep_meta
+
+    def varied(self: Any) -> dict[str, Any]:
+        return {**real(self), "lang": self.rng.choice(["Shut it.", "Close it.", "Push it in."])}
+
+    monkeypatch.setattr(CloseDrawer, "get_ep_meta", varied)
+
+
+def test_the_sentence_is_kept_through_the_episode_and_pictures_can_be_observed(
+    tiny_assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    vary_the_sentence(monkeypatch)
     env = make_robocasa(
         "CloseDrawer",
         split="target",
         images=(LEFT, "robot0_eye_in_hand"),
         width=32,
         height=24,
-        kitchen={"use_novel_instructions": True},
+        kitchen={"use_distractors": False},
         max_episode_steps=4,
     )
     space = env.observation_space
     assert set(space.spaces) == {"state", LEFT, "robot0_eye_in_hand"}
     sentences = set()
-    for seed in range(3):
+    for seed in range(4):
         observation, _ = env.reset(seed=seed)
         assert space.contains(observation)
         inner: Any = env.unwrapped

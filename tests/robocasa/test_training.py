@@ -39,11 +39,15 @@ class Kept(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def ppo(venv: VecEnv) -> BaseAlgorithm:
-    return PPO("MlpPolicy", venv, n_steps=50, batch_size=50, n_epochs=2, policy_kwargs=NET, seed=0)
+    return PPO(
+        "MlpPolicy", venv, n_steps=50, batch_size=50, n_epochs=2, policy_kwargs=dict(NET), seed=0
+    )
 
 
 def sac(venv: VecEnv) -> BaseAlgorithm:
-    return SAC("MlpPolicy", venv, learning_starts=20, batch_size=32, policy_kwargs=NET, seed=0)
+    return SAC(
+        "MlpPolicy", venv, learning_starts=20, batch_size=32, policy_kwargs=dict(NET), seed=0
+    )
 
 
 @pytest.fixture(scope="module")
