@@ -20,7 +20,7 @@ import tyro
 from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from procreward.integrations.sb3 import GammaCheck, make_progress_vec_env
+from procreward.integrations.sb3 import LearnerCheck, make_progress_vec_env
 
 
 @dataclass(kw_only=True)
@@ -63,6 +63,8 @@ def main(args: Args) -> None:
         monitor_file=str(args.out / "monitor.csv"),
         scorer=args.scorer,
         every_k_steps=args.every_k_steps,
+        # Without a bonus or the simulator's reward, "pbrs" would set no task.
+        shaping="delta",
         gamma=args.gamma,
         scale=args.scale,
     )
@@ -77,7 +79,7 @@ def main(args: Args) -> None:
         device="cpu",
         verbose=1,
     )
-    model.learn(args.steps, callback=GammaCheck())
+    model.learn(args.steps, callback=LearnerCheck())
     model.save(args.out / "policy.zip")
     venv.save(str(args.out / "normalisation.pkl"))
     print(f"{model.num_timesteps} steps; policy and monitor in {args.out}")

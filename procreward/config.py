@@ -375,6 +375,16 @@ class RewardConfig:
             **settings,
         )
 
+    @property
+    def sets_a_task(self) -> bool:
+        """Whether these rewards make some policies better than others.
+
+        Shaping ``"pbrs"`` guides towards another reward and adds up to nothing by itself, so there
+        has to be one: a success bonus or the environment's own. (Ng, Harada and Russell 1999)
+        """
+        own = self.shaping in ("delta", "raw")
+        return own or self.success_bonus > 0 or self.env_reward_weight != 0
+
     def replace(self, **changes: Any) -> RewardConfig:
         """Return a copy with some settings changed.
 

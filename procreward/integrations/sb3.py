@@ -5,7 +5,7 @@
 * :class:`OnDemandReset` - what its sub-environments have to be wrapped in.
 * :class:`DeferredRewards`, :class:`DeferredReplayBuffer`, :class:`DeferredDictReplayBuffer` - what
   a learner needs to be told its rewards later, with ``latency="deferred"``.
-* :func:`check_gamma`, :class:`GammaCheck` - does the learner discount as the shaping does?
+* :func:`check_learner`, :class:`LearnerCheck` - can the learner learn from this reward?
 
 Needs ``pip install "procreward[sb3]"``.
 """
@@ -42,10 +42,10 @@ __all__ = [
     "DeferredDictReplayBuffer",
     "DeferredReplayBuffer",
     "DeferredRewards",
-    "GammaCheck",
+    "LearnerCheck",
     "OnDemandReset",
     "VecProgressReward",
-    "check_gamma",
+    "check_learner",
     "make_progress_vec_env",
 ]
 
@@ -112,11 +112,12 @@ def make_progress_vec_env(
     return rewarded if latency == "deferred" else VecMonitor(rewarded, monitor_file)
 
 
-def check_gamma(model: BaseAlgorithm) -> None:
-    """Warn if a learner discounts otherwise than the shaping of its environment.
+def check_learner(model: BaseAlgorithm) -> None:
+    """Warn if a learner and the reward of its environment do not go together.
 
     Potential-based shaping leaves the best policy as it is only for the discount that it was made
-    with. The other shaping modes use none.
+    with; the other shaping modes use none. And it has to guide towards some other reward, see
+    :attr:`~procreward.config.RewardConfig.sets_a_task`.
 
     Args:
         model: A learner with an environment.
@@ -138,13 +139,22 @@ def check_gamma(model: BaseAlgorithm) -> None:
             "keeps the best policy only where they are equal. Set `gamma` of both to one number.",
             stacklevel=2,
         )
+    if not config.sets_a_task:
+        warnings.warn(
+            f"Nothing is to be learned: by shaping {config.shaping!r} alone all policies are equally "
+            "good. Set `success_bonus` or `env_reward_weight`, or use shaping='delta'.",
+            stacklevel=2,
+        )
 
 
-class GammaCheck(BaseCallback):
-    """Calls :func:`check_gamma` when training starts: ``model.learn(n, callback=GammaCheck())``."""
+class LearnerCheck(BaseCallback):
+    """Calls :func:`check_learner` when training starts.
+
+    ``model.learn(n, callback=LearnerCheck())``.
+    """
 
     def _on_training_start(self) -> None:
-        check_gamma(self.model)
+        check_learner(self.model)
 
     def _on_step(self) -> bool:
         return True

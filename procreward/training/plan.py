@@ -125,6 +125,9 @@ def prepare(config: TrainConfig, *, resume: bool = False, dry: bool = False) -> 
     config_mapping(config)
     reward = config.reward
     handles = [resolve(one) for one in (reward.scorer, reward.judge) if one is not None]
+    fix = "Use `shaping: delta`, or set `success_bonus` or `env_reward_weight`."
+    what = "a reward by which some policies are better than others"
+    check(reward.sets_a_task, "reward", what, f"shaping {reward.shaping!r} alone", fix)
     _check_room(config.out, dry=dry)
     checkpoint = _find_start(config, resume=resume)
     evaluator = Evaluator(

@@ -38,10 +38,10 @@ from procreward.errors import (
 from procreward.instruction import InstructionSource
 from procreward.integrations._sb3_base import SubEnvs, _Remote
 from procreward.integrations.sb3 import (
-    GammaCheck,
+    LearnerCheck,
     OnDemandReset,
     VecProgressReward,
-    check_gamma,
+    check_learner,
     make_progress_vec_env,
 )
 from procreward.wrapper import ProgressReward
@@ -329,9 +329,11 @@ def test_ppo_learns_on(kind: Any, tmp_path: Path) -> None:
         scorer=RISING,
         every_k_steps=4,
         gamma=0.99,
+        success_bonus=1.0,
+        complete_threshold=1.0,
     )
     model = PPO("MlpPolicy", venv, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
-    model.learn(256, callback=GammaCheck())
+    model.learn(256, callback=LearnerCheck())
     assert model.num_timesteps == 256
     assert model.ep_info_buffer is not None
     # 0.99 * 0.75 when it rises in step 4, and 0.99 * 0.75 - 0.75 in each of the 16 after it.
@@ -361,7 +363,8 @@ def test_sac_learns_from_declared_ends() -> None:
         **ENDING,
     )
     model = SAC("MlpPolicy", venv, learning_starts=50, seed=0, device="cpu", buffer_size=400)
-    model.learn(200, callback=GammaCheck())
+    with pytest.warns(UserWarning, match="by shaping 'pbrs' alone all policies are equally good"):
+        model.learn(200, callback=LearnerCheck())
     buffer: Any = model.replay_buffer
     assert model.ep_info_buffer is not None
     assert {episode["l"] for episode in model.ep_info_buffer} == {3}
@@ -377,23 +380,23 @@ def test_sac_learns_from_declared_ends() -> None:
 
 
 def test_a_gamma_of_its_own_is_warned_of() -> None:
-    venv = make_progress_vec_env(TOY, scorer=RISING, gamma=0.9)
+    venv = make_progress_vec_env(TOY, scorer=RISING, gamma=0.9, env_reward_weight=1.0)
     model = PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, gamma=0.95, device="cpu")
     with pytest.warns(UserWarning, match=r"learner's gamma is 0\.95 and the shaping's is 0\.9:"):
-        model.learn(8, callback=GammaCheck())
+        model.learn(8, callback=LearnerCheck())
     model.gamma = 0.9
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_gamma(model)
+        check_learner(model)
     venv.close()
 
 
 def test_shapings_without_a_discount_go_with_any() -> None:
     venv = make_progress_vec_env(TOY, scorer=RISING, gamma=0.9, shaping="delta")
-    check_gamma(PPO("MlpPolicy", venv, gamma=0.95, device="cpu"))
+    check_learner(PPO("MlpPolicy", venv, gamma=0.95, device="cpu"))
     plain = PPO("MlpPolicy", DummyVecEnv(toys(1)), device="cpu")
     with pytest.raises(UnsupportedEnvError, match="with a VecProgressReward, got <"):
-        check_gamma(plain)
+        check_learner(plain)
     venv.close()
 
 

@@ -122,8 +122,21 @@ def test_the_learner_never_sees_the_simulators_reward(tmp_path: Path, algorithm:
         ({"env_kwargs": {"steps": 3}}, ConfigError, "`env_kwargs` must be what .*'steps'"),
         ({"reward": {"scorer": "nanoo"}}, UnknownNameError, "Unknown scorer 'nanoo'"),
         ({"reward": {"judge": "constnt"}}, UnknownNameError, "Did you mean 'constant'"),
-        ({"reward": {"instruction": "obs:task"}}, (ConfigError, InstructionError), "task"),
-        ({"reward": {"scorer": "bright", "views": "side"}}, ConfigError, "side"),
+        (
+            {"reward": {"scorer": "bright"}},
+            ConfigError,
+            "better than others, got .shaping 'pbrs' alone",
+        ),
+        (
+            {"reward": {"instruction": "obs:task", "shaping": "delta"}},
+            (ConfigError, InstructionError),
+            "task",
+        ),
+        (
+            {"reward": {"scorer": "bright", "views": "side", "shaping": "delta"}},
+            ConfigError,
+            "side",
+        ),
     ],
     ids=str,
 )
