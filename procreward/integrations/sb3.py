@@ -141,8 +141,8 @@ def check_learner(model: BaseAlgorithm) -> None:
         )
     if not config.sets_a_task:
         warnings.warn(
-            f"Nothing is to be learned: by shaping {config.shaping!r} alone all policies are equally "
-            "good. Set `success_bonus` or `env_reward_weight`, or use shaping='delta'.",
+            f"Nothing is to be learned: by shaping {config.shaping!r} alone all policies are "
+            "equally good. Set `success_bonus` or `env_reward_weight`, or use shaping='delta'.",
             stacklevel=2,
         )
 
