@@ -67,8 +67,8 @@ bench: $(STAMP) ## Every figure the README prints
 	$(BIN)/python benchmarks/engine.py --device cpu --out benchmarks/results/engine_cpu.json
 	$(BIN)/python benchmarks/wrapper_overhead.py --out benchmarks/results/wrapper_overhead.json
 	$(BIN)/python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json
-	$(BIN)/python benchmarks/nano_quality.py --mode reasoning+expectation \
-		--out benchmarks/results/nano_quality_expectation.json
+	$(BIN)/python benchmarks/vector_overhead.py --out benchmarks/results/vector_overhead.json
+	$(BIN)/python benchmarks/learning.py --jobs 2
 
 sample-data: $(STAMP) ## Small datasets in every format, from scripted robosuite episodes
 	$(BIN)/python -m scripts.sample_data

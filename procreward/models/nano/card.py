@@ -28,7 +28,6 @@ GOALS: tuple[tuple[str, str, str, float], ...] = (
     ("false_peak_share", "Failing episodes with a peak 40 points too high", "<=", 0.02),
     ("judge_balanced_accuracy", "Judge, balanced accuracy", ">=", 0.95),
     ("static_slope", "Slope on a still video, largest", "<=", 0.02),
-    ("query_ms_one_core", "One query on one core, milliseconds", "<=", 40.0),
     ("size_mb", "Size with tokenizer and judge, MB", "<=", 8.0),
 )
 """Figure, its name in words, direction and goal."""
@@ -58,13 +57,17 @@ true progress from the simulator's state. Labels depend on the state alone, so t
 a fifth of the training windows runs backwards, some stand still, some come with another task's
 instruction and the label 0 %. First the vision tower learns to read positions, grasp and height
 from single frames; then the whole model learns to answer, half with reasoning and half without.
-`python -m procreward.models.nano.render` and `.train` do it again.
+`python -m procreward.models.nano.render`, `.wander`, `.policies` and `.train` do it again.
 
-The shipped weights come from 2,200 episodes (700 of Lift, 300 of each other task; 73,479 frames),
-10 minutes of the first phase and 60 of the second on two CPU cores. The run was stopped twice in
-its second phase: after 20 minutes, when its learning rate and loss weights were changed to today's
-defaults and the last 50 Can episodes joined, and after 38, when its budget was shortened from 66
-minutes to 60. Training again therefore comes close to these weights and does not repeat them.
+The first weights came from 2,200 scripted episodes (700 of Lift, 300 of each other task; 73,479
+frames), 10 minutes of the first phase and 60 of the second on two CPU cores. Policies that were
+trained on their rewards fooled them: a hand held in front of a closed window read as a window that is
+open, and a button pressed with open fingers did not count. The shipped weights go on from there:
+32 minutes more of the second phase on one core, at a learning rate of up to 7e-4, with 1,810 further
+episodes of the three Meta-World tasks (51,810 frames): policies while they learn, from the true
+progress and from the first weights' rewards (`.policies`; 1,160 episodes), and hands that wander,
+tremble and go on after success (`.wander`; 650). The run was stopped and continued twice, with more
+of these episodes each time. Training again comes close to these weights and does not repeat them.
 
 ## Held-out figures
 
@@ -97,6 +100,9 @@ _LIMITS = """
   fingers, a height seen from above), so is the answer uncertain.
 * False peaks: see the table. An agent that is rewarded by nano will look for them. Require a level
   to hold for several queries before it counts, or use the judge as well.
+* **Window-open can be cheated.** A policy that is trained on nano's reward learns to hold the hand in
+  front of the closed window, away from the handle, and is told 60 to 100 %. Drawer-close and
+  button-press are learned (`benchmarks/learning.py`). The other tasks have not been tried so.
 * **A finished scene tends to read as finished whatever the instruction says**; see the controls.
   The instruction tells apart scenes that are under way; it does not tell which of several finished
   tasks was meant. Give nano the instruction of the task that runs. (Tuning with 30 % instead of 8 %
