@@ -243,7 +243,7 @@ def make_env(task: Task, *, reward: str | None = None, frames: bool = False) -> 
         reward: The environment's own reward, where it has several.
         frames: Whether frames will be drawn.
     """
-    kwargs = {} if reward is None else {"reward": reward}
+    kwargs: dict[str, Any] = {} if reward is None else {"reward": reward}
     mode = "rgb_array" if frames else None
     env = gym.make(task.env_id, max_episode_steps=task.horizon, render_mode=mode, **kwargs)
     return TruthInInfo(env)

@@ -100,9 +100,10 @@ _LIMITS = """
   fingers, a height seen from above), so is the answer uncertain.
 * False peaks: see the table. An agent that is rewarded by nano will look for them. Require a level
   to hold for several queries before it counts, or use the judge as well.
-* **Window-open can be cheated.** A policy that is trained on nano's reward learns to hold the hand in
-  front of the closed window, away from the handle, and is told 60 to 100 %. Drawer-close and
-  button-press are learned (`benchmarks/learning.py`). The other tasks have not been tried so.
+* **Window-open can be cheated.** Some policies that are trained on nano's reward learn to hold the
+  hand in front of the closed window, away from the handle, and are told 60 to 100 %; others leave
+  that peak again and open the window. Drawer-close and button-press are learned more surely
+  (`benchmarks/learning.py`). The other tasks have not been tried so.
 * **A finished scene tends to read as finished whatever the instruction says**; see the controls.
   The instruction tells apart scenes that are under way; it does not tell which of several finished
   tasks was meant. Give nano the instruction of the task that runs. (Tuning with 30 % instead of 8 %
