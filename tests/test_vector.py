@@ -125,8 +125,8 @@ def test_equal_with_nano_and_its_judge(kind: Any) -> None:
     assert_same(one, trace(stacked(makers, **options), 10))
     progress = [step[-1]["procreward"]["progress"] for step in one]
     assert len(np.unique(progress)) > 3
-    ends = [(step[2].any(), step[3].any()) for step in one[1:]]
-    assert {(True, False), (False, True)} <= set(ends)
+    assert any(step[2].any() for step in one[1:])
+    assert any(step[3].any() for step in one[1:])
 
 
 answers = st.lists(st.sampled_from([None, 0.0, 0.25, 0.5, 0.9, 1.0]), min_size=1, max_size=8)

@@ -375,11 +375,18 @@ def test_a_reset_drops_no_reward() -> None:
 
 
 class Breaking(Recorder):
-    """Breaks its contract at one step."""
+    """Breaks its contract at one step, and tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = threading.Event()
 
     def score(self, queries: Sequence[Query]) -> list[Score]:
         answers = super().score(queries)
-        return answers[:-1] if any(query.frame_steps[-1] == 3 for query in queries) else answers
+        if all(query.frame_steps[-1] != 3 for query in queries):
+            return answers
+        self.broken.set()
+        return answers[:-1]
 
 
 def step_until_it_fails(envs: VectorProgressReward, late: list[LateReward], wait: bool) -> None:
@@ -466,10 +473,12 @@ def test_close_with_outstanding_queries(
 
 
 def test_an_error_that_nobody_was_told_of_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    envs = batched(counters([9]), scorer=Breaking(), every_k_steps=3, latency="deferred")
+    scorer = Breaking()
+    envs = batched(counters([9]), scorer=scorer, every_k_steps=3, latency="deferred")
     envs.reset(seed=0)
     for _ in range(3):
         envs.step(actions(envs))
+    assert scorer.broken.wait(30.0)
     envs.close()
     assert "too late to be raised: ScorerError" in caplog.text
 

@@ -104,7 +104,9 @@ def test_any_series_of_chunks_equals_the_plain_decoders(
                 if kind == "holes" and tokens > 1:
                     masked_columns(cache, torch.tensor([1]), torch.tensor([cache.used - 1]))
         (_, ours), (_, theirs) = caches
-        assert (ours.used, ours.full) == (theirs.used, theirs.full)
+        assert ours.used == theirs.used
+        # It does not look at a mask to find that nothing is masked; it must never miss a hole.
+        assert theirs.full or not ours.full
         assert torch.equal(ours.valid[:, :110], theirs.valid)
 
 
