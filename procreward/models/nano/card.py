@@ -61,13 +61,14 @@ from single frames; then the whole model learns to answer, half with reasoning a
 
 The first weights came from 2,200 scripted episodes (700 of Lift, 300 of each other task; 73,479
 frames), 10 minutes of the first phase and 60 of the second on two CPU cores. Policies that were
-trained on their rewards fooled them: a hand held in front of a closed window read as a window that is
-open, and a button pressed with open fingers did not count. The shipped weights go on from there:
-32 minutes more of the second phase on one core, at a learning rate of up to 7e-4, with 1,810 further
-episodes of the three Meta-World tasks (51,810 frames): policies while they learn, from the true
-progress and from the first weights' rewards (`.policies`; 1,160 episodes), and hands that wander,
-tremble and go on after success (`.wander`; 650). The run was stopped and continued twice, with more
-of these episodes each time. Training again comes close to these weights and does not repeat them.
+trained on their rewards fooled them: a hand held in front of a closed window read as a window
+that is open, and a button pressed with open fingers did not count. The shipped weights go on from
+there: 32 minutes more of the second phase on one core, at a learning rate of up to 7e-4, with
+1,810 further episodes of the three Meta-World tasks (51,810 frames): policies while they learn,
+from the true progress and from the first weights' rewards (`.policies`; 1,160 episodes), and
+hands that wander, tremble and go on after success (`.wander`; 650). The run was stopped and
+continued twice, with more of these episodes each time. Training again comes close to these
+weights and does not repeat them.
 
 ## Held-out figures
 
