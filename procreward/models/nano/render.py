@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -167,9 +167,40 @@ def render_shards(
     Returns:
         The shards' paths, new ones and those that were there.
     """
-    import gymnasium as gym
-
     from procreward.envs.experts import KINDS
+
+    def play(env: Any, seeds: range) -> list[Episode]:
+        kinds = kinds_for(seeds, known=KINDS, test=seed_start >= TEST_SEEDS)
+        return [render_episode(env, task.env_id, k, s) for k, s in zip(kinds, seeds, strict=True)]
+
+    return write_shards(
+        task, play, episodes=episodes, seed_start=seed_start, out=out, shard_size=shard_size
+    )
+
+
+def write_shards(
+    task: Task,
+    play: Callable[[Any, range], list[Episode]],
+    *,
+    episodes: int,
+    seed_start: int,
+    out: Path,
+    shard_size: int,
+) -> list[Path]:
+    """Play episodes of a task into shards under ``out``; shards that exist are skipped.
+
+    Args:
+        task: The task.
+        play: Plays the episodes of some seeds in an environment.
+        episodes: How many.
+        seed_start: Seed of the first; the others follow.
+        out: Folder of the shards.
+        shard_size: Episodes in one file.
+
+    Returns:
+        The shards' paths, new ones and those that were there.
+    """
+    import gymnasium as gym
 
     env: Any = None
     paths = []
@@ -180,10 +211,8 @@ def render_shards(
         if path.exists():
             continue
         env = env or gym.make(task.env_id)
-        seeds = range(first, first + count)
-        kinds = kinds_for(seeds, known=KINDS, test=seed_start >= TEST_SEEDS)
         began = time.perf_counter()
-        runs = [render_episode(env, task.env_id, k, s) for k, s in zip(kinds, seeds, strict=True)]
+        runs = play(env, range(first, first + count))
         write_shard(path, collect(task, env.unwrapped, runs))
         _log.info(
             "%s: %d episodes, %.2f s each, success %s",

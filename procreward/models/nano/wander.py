@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +23,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from procreward.models.nano.render import FRAME_STRIDE, Episode, collect
-from procreward.models.nano.shards import write_shard
+from procreward.models.nano.render import FRAME_STRIDE, Episode, write_shards
 from procreward.models.nano.tasks import Task, get_task
 
 __all__ = ["TASK_NAMES", "main", "render_wandering", "wander_episode"]
@@ -196,25 +194,13 @@ def render_wandering(
     Returns:
         The shards' paths, new ones and those that were there.
     """
-    import gymnasium as gym
 
-    env: Any = None
-    paths = []
-    for first in range(seed_start, seed_start + episodes, shard_size):
-        count = min(shard_size, seed_start + episodes - first)
-        paths.append(out / f"{task.name}-{first:07d}-{count}.npz")
-        if paths[-1].exists():
-            continue
-        env = env or gym.make(task.env_id)
-        began = time.perf_counter()
-        runs = [wander_episode(env, task.env_id, seed) for seed in range(first, first + count)]
-        write_shard(paths[-1], collect(task, env.unwrapped, runs))
-        each = (time.perf_counter() - began) / count
-        solved = float(np.mean([run.success[-1] for run in runs]))
-        _log.info("%s: %.2f s an episode, %.2f end in success", paths[-1].name, each, solved)
-    if env is not None:
-        env.close()
-    return paths
+    def play(env: Any, seeds: range) -> list[Episode]:
+        return [wander_episode(env, task.env_id, seed) for seed in seeds]
+
+    return write_shards(
+        task, play, episodes=episodes, seed_start=seed_start, out=out, shard_size=shard_size
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
