@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,15 +18,15 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
+from _learning_record import fingerprint, query_record, rounded, training_record, versions
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import procreward.envs  # noqa: F401  registers
 from procreward.config import RewardConfig
-from procreward.integrations.sb3 import VecProgressReward, make_progress_vec_env
+from procreward.integrations.sb3 import make_progress_vec_env
 from procreward.models.nano import WEIGHTS
-from procreward.models.nano.metrics import spearman
 from procreward.schedule import QuerySchedule
 from procreward.shaping import Potential, Shaper
 from procreward.training.evaluation import Evaluator
@@ -41,8 +39,6 @@ SCALE: Final = 10.0
 DENSE_FACTOR: Final = 0.1
 EVAL_EPISODES: Final = 20
 EVAL_SEED: Final = 10_000
-FALSE_HIGH: Final = 0.2
-TRUTH_BINS: Final = (0.0, 0.1, 0.3, 0.5, 0.7, 0.95, 1.01)
 
 LEARNERS: Final[dict[str, dict[str, Any]]] = {
     "ppo": {
@@ -351,103 +347,11 @@ class Watch(BaseCallback):
         self._evaluate.close()
 
 
-def reading_errors(read: Floats, truth: Floats) -> dict[str, Any]:
-    """Return how readings differ from the truth, overall and by bins of the truth."""
-    error = read - truth
-    bins = []
-    for low, high in pairwise(TRUTH_BINS):
-        chosen = error[(truth >= low) & (truth < high)]
-        if len(chosen):
-            bins.append(
-                {
-                    "truth_from": low,
-                    "n": len(chosen),
-                    "bias": float(chosen.mean()),
-                    "mae": float(np.abs(chosen).mean()),
-                    "sd": float(chosen.std()),
-                    "false_high": float((chosen > FALSE_HIGH).mean()),
-                }
-            )
-    return {
-        "n": len(error),
-        "bias": float(error.mean()),
-        "mae": float(np.abs(error).mean()),
-        "sd": float(error.std()),
-        "spearman": spearman(read, truth),
-        "false_high": float((error > FALSE_HIGH).mean()),
-        "bins": bins,
-    }
-
-
-def training_record(watch: Watch, every: int) -> dict[str, Any]:
-    """Return what happened in the training episodes, by stretches of ``every`` steps."""
-    out: dict[str, Any] = {}
-    episodes = np.array(watch.episodes, np.float64).reshape(-1, 4)
-    readings = np.array(watch.readings, np.float64).reshape(-1, 4)
-    stretches = []
-    for end in watch.steps:
-        ours = episodes[(episodes[:, 0] > end - every) & (episodes[:, 0] <= end)]
-        stretch: dict[str, Any] = {"until": end, "episodes": len(ours)}
-        if len(ours):
-            stretch["success"] = float(ours[:, 1].mean())
-            stretch["best_truth"] = float(ours[:, 3].mean())
-            # The model saw the task done, and it was not.
-            stretch["fooled"] = float(((ours[:, 1] == 0.0) & (ours[:, 2] >= 0.85)).mean())
-        asked = readings[(readings[:, 0] > end - every) & (readings[:, 0] <= end)]
-        if len(asked):
-            stretch["reading"] = reading_errors(asked[:, 1], asked[:, 2])
-            del stretch["reading"]["bins"]
-        stretches.append(stretch)
-    out["training"] = stretches
-    if len(readings):
-        out["reading"] = reading_errors(readings[:, 1], readings[:, 2])
-    return out
-
-
-def query_record(venv: VecEnv) -> dict[str, Any]:
-    """Return how many queries there were, and how many of them failed."""
-    rewarded = unwrap_vec_wrapper(venv, VecProgressReward)
-    if not isinstance(rewarded, VecProgressReward):
-        return {}
-    stats = rewarded.stats
-    return {
-        "queries": stats.queries,
-        "failures": stats.failures,
-        "invalid_reasons": dict(stats.invalid_reasons),
-        "waiting_s": round(stats.waiting_s, 1),
-    }
-
-
 def weights_digest(run: Run) -> str | None:
     """Return a digest of the embedded model's weights, None where another or no model was asked."""
     if run.reward not in NANO or run.scorer != "nano":
         return None
     return hashlib.sha256((WEIGHTS / "model.safetensors").read_bytes()).hexdigest()
-
-
-def fingerprint(model: BaseAlgorithm) -> str:
-    """Return a digest of the policy's parameters."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.policy.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    names = ("procreward", "gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3")
-    return {name: version(name) for name in (*names, "torch", "transformers")}
-
-
-def rounded(value: Any) -> Any:
-    """Round every float in nested lists and dictionaries to four places."""
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [rounded(item) for item in value]
-    return value
 
 
 def callbacks(run: Run, watch: Watch) -> list[BaseCallback]:
@@ -487,7 +391,7 @@ def perform(run: Run, raw: Path | None = None) -> dict[str, Any]:
         "final_success": float(np.mean(watch.success[-2:])),
         "scorer_sha256": weights_digest(run),
         **query_record(venv),
-        **training_record(watch, min(task.eval_every, steps)),
+        **training_record(watch.episodes, watch.readings, watch.steps, min(task.eval_every, steps)),
         "policy_sha256": fingerprint(model),
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),

@@ -93,7 +93,7 @@ def load_robosuite() -> Any:
     if _drop_below_error not in notes.filters:
         notes.addFilter(_drop_below_error)
     try:
-        import mujoco  # noqa: F401
+        import mujoco  # noqa: F401  is it there?
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise no_context(backend, error) from error
     try:
@@ -129,7 +129,7 @@ class SimRenderer:
         import mujoco
         from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
-        class Context(MjRenderContextOffscreen):  # type: ignore[misc]
+        class Context(MjRenderContextOffscreen):  # type: ignore[misc]  # untyped base
             def __del__(self) -> None:
                 # The parent's fails noisily when its constructor did not get far, and frees the
                 # buffers of whichever context is current: another environment's, maybe.

@@ -67,7 +67,7 @@ class ToyEnv(gym.Env[Any, Any]):
         InstructionError: If the instruction is empty.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  declared so by Gymnasium
     camera_names: ClassVar[tuple[str, ...]] = ("front", "side")
     default_views: ClassVar[tuple[str, ...]] = ("front",)
     stage_names: ClassVar[tuple[str, ...]] = ("reach the green disc",)

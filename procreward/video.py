@@ -246,7 +246,7 @@ class VideoReader:
         command += ["-map", "0:v:0", *after, "-f", "image2pipe", "-c:v", "ppm"]
         command += ["-pix_fmt", "rgb24", "-"]
         # A file, since a pipe that nobody reads would block ffmpeg.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr)
         try:
             self._first = self._read()

@@ -23,7 +23,7 @@ def missing() -> list[str]:
     """Return one line for each thing that is missing."""
     problems = []
     # An older Python may well be what runs this.
-    if sys.version_info < (3, 11):  # noqa: UP036
+    if sys.version_info < (3, 11):  # noqa: UP036  that is the check
         problems.append(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: "
             "set PYTHON=/path/to/python3.11"

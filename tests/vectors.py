@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from procreward.types import Query, Score
@@ -202,3 +203,17 @@ class BlocksEnv(CounterEnv):
     @property
     def seeds(self) -> int:
         return len(self.resets) + 10 * self.num_steps
+
+
+def actions(envs: VectorProgressReward) -> Any:
+    return np.zeros(envs.num_envs, int)
+
+
+@pytest.fixture
+def no_thread_stays() -> Iterator[None]:
+    """A thread that asks models ends with its environment."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "procreward-asking":
+            thread.join(10.0)
+            assert not thread.is_alive()

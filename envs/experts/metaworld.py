@@ -142,7 +142,7 @@ def make_metaworld_expert(task: str, kind: str, seed: int) -> MetaWorldExpert:
 
 def _state(env: gym.Env[Any, Any]) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = env.unwrapped.privileged_state()  # type: ignore[attr-defined]
+        state: dict[str, Any] = env.unwrapped.privileged_state()  # type: ignore[attr-defined]  # ours
     except AttributeError:
         raise UnsupportedEnvError(
             f"`env` must be a procreward Meta-World environment, got {env.unwrapped!r}; build it "

@@ -135,7 +135,7 @@ class DeviceBench:
         theirs: dict[int, tuple[float | None, float | None]] = {}
         for name in names:
             mode = name.removeprefix("procvlm_")
-            options = ProcVLMOptions(mode=mode, max_new_tokens=256)  # type: ignore[arg-type]
+            options = ProcVLMOptions(mode=mode, max_new_tokens=256)  # type: ignore[arg-type]  # checked there
             for count in self._settings.environments:
                 figures |= self._procvlm(f"{name}_env{count}", loaded, options, count, theirs)
         figures |= self._free(loaded)

@@ -74,7 +74,7 @@ def _digest(value: Any) -> str:
 
 def _account(handle: ScorerHandle) -> dict[str, Any]:
     if handle.key.startswith(LIVE_PREFIX):
-        return portable(dict(get_scorer(handle).describe()))  # type: ignore[no-any-return]
+        return portable(dict(get_scorer(handle).describe()))  # type: ignore[no-any-return]  # JSON values
     account: dict[str, Any] = portable(handle.config.to_dict())
     for name in ("model", "adapter"):
         folder = _local_folder(getattr(handle.config, name))

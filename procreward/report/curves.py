@@ -121,7 +121,7 @@ def _draw_legend(figure: Figure, *, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     def sign(label: str, colour: str = "#444444", **style: object) -> Line2D:
-        return Line2D([], [], color=colour, label=label, **style)  # type: ignore[arg-type]
+        return Line2D([], [], color=colour, label=label, **style)  # type: ignore[arg-type]  # mixed keywords
 
     figure.legend(
         handles=[

@@ -19,7 +19,7 @@ FOLDER = Path(sys.argv[2])
 os.environ["MINARI_DATASETS_PATH"] = str(FOLDER / "minari")
 
 import minari  # noqa: E402 - after the setting above
-from minari.data_collector import EpisodeBuffer  # noqa: E402
+from minari.data_collector import EpisodeBuffer  # noqa: E402  after its folder is set
 
 SIZE, LENGTHS = 48, (5, 8, 4)
 

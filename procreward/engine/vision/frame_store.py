@@ -331,7 +331,7 @@ class FrameEncoder:
             levels = features.levels
             apart = levels.view(len(levels), len(misses.names), -1, levels.shape[-1])
             # Copies, so that a dropped entry frees its memory although others of its batch stay.
-            entries: Any = torch.unbind_copy(apart, 1)  # type: ignore[func-returns-value]
+            entries: Any = torch.unbind_copy(apart, 1)  # type: ignore[func-returns-value]  # typed wrongly in torch
             for name, entry in zip(misses.names, entries, strict=True):
                 plan.found[name] = entry
                 if not isinstance(name, int):

@@ -197,7 +197,7 @@ class _PictureTower:
         if self._exact:
             # The tower's own operator; as a matrix product it would round differently.
             pixels = taps.expand(-1, -1, temporal, -1)
-            return self._conv(pixels.reshape(-1, *weight.shape[1:])).view(len(taps), -1)  # type: ignore[no-any-return]
+            return self._conv(pixels.reshape(-1, *weight.shape[1:])).view(len(taps), -1)  # type: ignore[no-any-return]  # untyped
         if taps.shape[2] == temporal:
             return functional.linear(taps.flatten(1), self._weight, self._conv.bias)
         if weight.dtype == torch.float32:

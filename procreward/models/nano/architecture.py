@@ -183,7 +183,7 @@ def run_windows(
         deepstack_visual_embeds=deepstack,
         use_cache=False,
     )
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    return output.last_hidden_state  # type: ignore[no-any-return]  # untyped modules
 
 
 def _embed_patches(convolution: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -227,8 +227,8 @@ def _attend(
     # Written out: the fused kernel's backward pass is slow for so few patches on a CPU.
     weights = (query * attention.scaling @ key.transpose(2, 3)).softmax(-1)
     mixed = (weights.to(value.dtype) @ value).transpose(1, 2)
-    return attention.proj(mixed.reshape(frames, patches, width))  # type: ignore[no-any-return]
+    return attention.proj(mixed.reshape(frames, patches, width))  # type: ignore[no-any-return]  # untyped modules
 
 
 def _merge(merger: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return merger(hidden.reshape(-1, hidden.shape[-1])).view(hidden.shape[0], VISUAL_TOKENS, -1)  # type: ignore[no-any-return]
+    return merger(hidden.reshape(-1, hidden.shape[-1])).view(hidden.shape[0], VISUAL_TOKENS, -1)  # type: ignore[no-any-return]  # untyped modules
