@@ -5,6 +5,7 @@ What :class:`procreward.vector.VectorProgressReward` and
 
 * :class:`StreamBatch` - one running episode per sub-environment, and one query runner for all.
 * :class:`Ask` - the queries of one sub-environment that are due now.
+* :class:`BatchRewarded` - what both wrappers tell about themselves.
 * :func:`first_entries` - what ``info`` says of episodes that have just begun.
 """
 
@@ -22,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from procreward._asking import AskingThread
-from procreward.deferred import LateReward
+from procreward.config import RewardConfig
+from procreward.deferred import Latency, LateReward
 from procreward.runner import Answer, DueQuery, QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.types import Frame
 from procreward.wrapping import InfoEntry, info_entry, step_reward
 
-__all__ = ["Ask", "StreamBatch", "first_entries"]
+__all__ = ["Ask", "BatchRewarded", "StreamBatch", "first_entries"]
 
 logger = logging.getLogger(__name__)
 
@@ -346,6 +348,43 @@ class StreamBatch:
         for index, stream in enumerate(self.streams):
             if stream is not None and running[index]:
                 yield index, stream
+
+
+class BatchRewarded:
+    """What both wrappers of many sub-environments tell about themselves."""
+
+    _plan: StreamPlan
+    _batch: StreamBatch
+
+    @property
+    def config(self) -> RewardConfig:
+        """The settings, keywords and config object merged."""
+        return self._plan.config
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The running episodes' instructions, empty before the first reset."""
+        return self._batch.instructions
+
+    @property
+    def stats(self) -> QueryStats:
+        """How the queries of all sub-environments have gone so far; a snapshot."""
+        return self._batch.stats
+
+    @property
+    def latency(self) -> Latency:
+        """Whether rewards are returned by the step itself or told by ``collect()``."""
+        return "blocking" if self._batch.max_lag_steps is None else "deferred"
+
+    @property
+    def max_lag_steps(self) -> int | None:
+        """Steps after which a query must have been answered, or None when blocking."""
+        return self._batch.max_lag_steps
+
+    @property
+    def pending(self) -> int:
+        """Rewards, one per step and sub-environment, that ``collect()`` would not return yet."""
+        return self._batch.pending
 
 
 def _applied(asks: Sequence[Ask], answers: Sequence[Answer]) -> list[Outcome]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from procreward._stream_batch import Ask, StreamBatch, first_entries
+from procreward._stream_batch import Ask, BatchRewarded, StreamBatch, first_entries
 from procreward._vector_base import SubEnvs, autoreset_modes, check_vector_env
 from procreward._vector_infos import (
     Mask,
@@ -24,7 +24,6 @@ from procreward.config import RewardConfig
 from procreward.deferred import Latency, LateReward, lag_steps
 from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.instruction import InstructionSource, check_instruction
-from procreward.runner import QueryStats
 from procreward.session import Outcome, StreamPlan
 from procreward.types import Frame
 from procreward.views import plan_sources
@@ -41,7 +40,7 @@ RESET_MASK = "reset_mask"
 NAN = float("nan")
 
 
-class VectorProgressReward(_Wrapper):
+class VectorProgressReward(BatchRewarded, _Wrapper):
     """Replaces the rewards of a vector environment as ``ProgressReward`` does a single one's.
 
     Every sub-environment has an episode, a frame window and a potential of its own, and is paid
@@ -186,36 +185,6 @@ class VectorProgressReward(_Wrapper):
         )
         self._over = np.zeros(self.num_envs, bool)
         self._over_below = np.zeros(self.num_envs, bool)
-
-    @property
-    def config(self) -> RewardConfig:
-        """The settings, keywords and config object merged."""
-        return self._plan.config
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """The running episodes' instructions, empty before the first reset."""
-        return self._batch.instructions
-
-    @property
-    def stats(self) -> QueryStats:
-        """How the queries of all sub-environments have gone so far; a snapshot."""
-        return self._batch.stats
-
-    @property
-    def latency(self) -> Latency:
-        """Whether rewards are returned by :meth:`step` or told by :meth:`collect`."""
-        return "blocking" if self._batch.max_lag_steps is None else "deferred"
-
-    @property
-    def max_lag_steps(self) -> int | None:
-        """Steps after which a query must have been answered, or None when blocking."""
-        return self._batch.max_lag_steps
-
-    @property
-    def pending(self) -> int:
-        """Rewards, one per step and sub-environment, that :meth:`collect` would not return yet."""
-        return self._batch.pending
 
     @property
     def outcomes(self) -> tuple[Outcome | None, ...]:

@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from procreward._stream_batch import Ask, StreamBatch, first_entries
+from procreward._stream_batch import Ask, BatchRewarded, StreamBatch, first_entries
 from procreward.config import RewardConfig
 from procreward.deferred import Latency, LateReward, lag_steps
 from procreward.errors import ConfigError
 from procreward.instruction import InstructionSource, check_instruction
 from procreward.integrations._sb3_base import SubEnvs, check_vec_env, row
-from procreward.runner import QueryStats
 from procreward.session import Outcome, StreamPlan
 from procreward.views import plan_sources
 from procreward.wrapping import INFO_KEY, info_entry, merge_settings, split_options, step_reward
@@ -33,7 +32,7 @@ IS_SUCCESS = "is_success"
 VecStep = tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]
 
 
-class VecProgressReward(VecEnvWrapper):
+class VecProgressReward(BatchRewarded, VecEnvWrapper):
     """Replaces the rewards of a ``VecEnv`` as ``ProgressReward`` does a single environment's.
 
     Every sub-environment has an episode, a frame window and a potential of its own, and is paid
@@ -140,39 +139,9 @@ class VecProgressReward(VecEnvWrapper):
         self._given: list[str | None] = [None] * venv.num_envs
 
     @property
-    def config(self) -> RewardConfig:
-        """The settings, keywords and config object merged."""
-        return self._plan.config
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """The running episodes' instructions, empty before the first reset."""
-        return self._batch.instructions
-
-    @property
-    def stats(self) -> QueryStats:
-        """How the queries of all sub-environments have gone so far; a snapshot."""
-        return self._batch.stats
-
-    @property
-    def latency(self) -> Latency:
-        """Whether rewards are returned by :meth:`step_wait` or told by :meth:`collect`."""
-        return "blocking" if self._batch.max_lag_steps is None else "deferred"
-
-    @property
-    def max_lag_steps(self) -> int | None:
-        """Steps after which a query must have been answered, or None when blocking."""
-        return self._batch.max_lag_steps
-
-    @property
     def num_steps(self) -> int:
         """Calls of :meth:`step_wait` so far that are paid later; 0 when blocking."""
         return self._batch.num_steps
-
-    @property
-    def pending(self) -> int:
-        """Rewards, one per step and sub-environment, that :meth:`collect` would not return yet."""
-        return self._batch.pending
 
     @property
     def outcomes(self) -> tuple[Outcome | None, ...]:
