@@ -44,6 +44,9 @@ ALIGNMENT = (
 DATASET = "dataset"
 EPISODES = "episodes.jsonl"
 RECORDS = "records.jsonl"
+SOURCE = "source.txt"
+"""Where the dataset was on this machine, for ``procreward report``; nothing else says so."""
+
 STAGING = ".staged"
 
 Driver: TypeAlias = Callable[
@@ -189,7 +192,8 @@ def _publish(plan: RelabelPlan, staging: Path, asked: int) -> RelabelReport:
     """Derive the labels, write all files, check them and move them into place."""
     provenance = _provenance(plan)
     report = _write_files(plan, staging, provenance, asked)
-    names = [SIDECAR, EPISODES, RECORDS]
+    (staging / SOURCE).write_text(f"{plan.source.root.absolute()}\n", encoding="utf-8")
+    names = [SIDECAR, EPISODES, RECORDS, SOURCE]
     if plan.writer is not None:
         staged = staging / DATASET
         staged.mkdir()

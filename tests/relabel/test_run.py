@@ -85,6 +85,7 @@ def test_files(make: Make, tmp_path: Path) -> None:
         "procreward_progress.parquet",
         "records.jsonl",
         "relabel.json",
+        "source.txt",
     }
     assert report.files == tuple(
         out / name
@@ -92,9 +93,11 @@ def test_files(make: Make, tmp_path: Path) -> None:
             "procreward_progress.parquet",
             "episodes.jsonl",
             "records.jsonl",
+            "source.txt",
             "relabel.json",
         )
     )
+    assert (out / "source.txt").read_text() == f"{tmp_path / 'frames'}\n"
     assert said[-1].startswith("3 episodes, 29 frames, 11 of them asked about (11 queries now)")
     account = json.loads((out / "relabel.json").read_text())
     assert account["source"] == {
