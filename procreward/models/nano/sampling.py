@@ -44,6 +44,7 @@ _KIND_WEIGHTS = {
     "policy": 2.0,
     "wander": 1.5,
     "loose": 1.5,
+    "apart": 2.5,
 }
 _HARD = 0.15
 _BY_DECILE = 0.50

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from procreward.models.nano.render import FRAME_STRIDE, Episode, write_shards
 from procreward.models.nano.tasks import Task, get_task
 
-__all__ = ["TASK_NAMES", "main", "render_wandering", "wander_episode"]
+__all__ = ["TASK_NAMES", "Hand", "main", "render_wandering", "wander_episode"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,16 +46,19 @@ _SCRIPTED_SHARE: Final = 0.55
 _FOR_GOOD: Final = 1000
 
 
-class _Hand:
+class Hand:
     """A hand that goes from place to place, or does what it is told with its own tremble.
 
     Args:
         bare: The environment, unwrapped and just reset.
         rng: Source of all draws.
+        place: Draws where to go next, ``(3,)`` metres; None for places about the part and its way.
     """
 
-    def __init__(self, bare: Any, rng: np.random.Generator) -> None:
-        self._bare, self._rng = bare, rng
+    def __init__(
+        self, bare: Any, rng: np.random.Generator, place: Callable[[], Vector] | None = None
+    ) -> None:
+        self._bare, self._rng, self._place = bare, rng, place or self._place_about
         self._grip_mode = str(rng.choice(_GRIPS))
         self._noise = float(rng.choice(_NOISES) * rng.uniform(0.6, 1.2))
         self._grip = float(rng.uniform(-1, 1))
@@ -98,7 +101,7 @@ class _Hand:
         if rng.random() < 0.3:
             self._grip = float(rng.uniform(-1, 1))
 
-    def _place(self) -> Vector:
+    def _place_about(self) -> Vector:
         rng, state = self._rng, self._bare.privileged_state()
         part, target = state["object"], state["target"]
         lot = rng.random()
@@ -160,7 +163,7 @@ def wander_episode(env: Any, env_id: str, seed: int) -> Episode:
     _, info = env.reset(seed=seed)
     expert.reset(env)
     bare = env.unwrapped
-    hand, turns = _Hand(bare, rng), _Turns(rng)
+    hand, turns = Hand(bare, rng), _Turns(rng)
     episode = Episode(kind="loose" if turns.scripted else "wander", seed=seed)
     episode.record(bare, 0, bool(info["success"]))
     step, over = 0, False
