@@ -34,6 +34,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings, in lower case, by which pictures are known."""
 
 _MISSING = "`source` must be a dataset, got '{}': no such file or folder."
+_SHOWN = 5
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -113,9 +114,21 @@ def detect(path: Path) -> str:
         known = "; ".join(f"{name} ({entry.summary})" for name, entry in FORMATS.items())
         raise DatasetError(
             f"`source` must be of a known format, got {str(path)!r}, which looks like none of: "
-            f"{known}. Name the format with `format` if it is one of them."
+            f"{known}. {_advice(path)}"
         )
     return found
+
+
+def _advice(path: Path) -> str:
+    """What to do about a path of no known format: often it is a folder of datasets."""
+    marks = ("*/meta/info.json", "*/data/metadata.json", "*/*/data/metadata.json")
+    below = [found.parent.parent for mark in marks for found in sorted(path.glob(mark))]
+    below += [*sorted(path.glob("*.hdf5")), *sorted(path.glob("*.h5"))]
+    if not below:
+        return "Name the format with `format` if it is one of them."
+    names = ", ".join(str(one) for one in below[:_SHOWN])
+    more = f" and {len(below) - _SHOWN} more" if len(below) > _SHOWN else ""
+    return f"Give one of the datasets in it: {names}{more}."
 
 
 def _format_of_file(path: Path) -> str | None:

@@ -66,6 +66,22 @@ def test_neither(tmp_path: Path) -> None:
         detect(tmp_path / "deep")
 
 
+def test_a_folder_of_datasets(tmp_path: Path) -> None:
+    touch(tmp_path / "one-v0/data/metadata.json", b"{}")
+    touch(tmp_path / "lift/meta/info.json", b"{}")
+    touch(tmp_path / "kitchen/two-v0/data/metadata.json", b"{}")
+    touch(tmp_path / "demo.hdf5")
+    with pytest.raises(DatasetError) as caught:
+        detect(tmp_path)
+    names = ", ".join(str(tmp_path / name) for name in ("lift", "one-v0", "kitchen/two-v0"))
+    expected = f"Give one of the datasets in it: {names}, {tmp_path / 'demo.hdf5'}."
+    assert str(caught.value).endswith(expected)
+    for number in range(3):
+        touch(tmp_path / f"more-{number}/meta/info.json", b"{}")
+    with pytest.raises(DatasetError, match=r"one-v0 and 2 more\.$"):
+        detect(tmp_path)
+
+
 def test_open(tmp_path: Path) -> None:
     write_frames(tmp_path / "lift", [9, 10])
     assert open_source(tmp_path).format == "frames"
