@@ -8,12 +8,13 @@
     procreward score VIDEO ...   progress along a video, as JSON lines
     procreward check video ...   whether a task is completed in a video, as JSON lines
     procreward relabel SOURCE    put dense rewards into a recorded dataset
+    procreward report RUN        one HTML file: videos, curves, answers of a relabelled set or demo
     procreward train --config C  train a policy on a model's reward; checkpoints, curves, a video
     procreward bench [SCORER]    how many environments this machine sustains
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
-status 1, and so is a video about which no query was answered, or a dataset of which episodes were
-skipped. A run that Ctrl-C ends is status 130.
+status 1, and so is a video about which no query was answered, a dataset of which episodes were
+skipped, or a report on episodes whose pictures cannot be read. A run that Ctrl-C ends is status 130.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from procreward.check_video import CheckVideo
 from procreward.demo import DemoConfig
 from procreward.errors import ProcrewardError
 from procreward.relabel.config import RelabelConfig
+from procreward.report.config import ReportConfig
 from procreward.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ _Command: TypeAlias = (
     | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
     | Annotated[RelabelConfig, tyro.conf.subcommand("relabel", prefix_name=False)]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[TrainOptions, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", prefix_name=False)]
 )
@@ -178,6 +181,8 @@ def _run(command: _Command) -> int:
         return 0
     if isinstance(command, RelabelConfig):
         return _relabel(command)
+    if isinstance(command, ReportConfig):
+        return _report(command)
     if isinstance(command, TrainOptions):
         from procreward.training.options import run_train
 
@@ -202,6 +207,15 @@ def _relabel(command: RelabelConfig) -> int:
     for name in report.silent:
         print(f"error: {name}: none of its queries was answered", file=sys.stderr)
     return report.exit_status
+
+
+def _report(command: ReportConfig) -> int:
+    from procreward.report.run import report
+
+    result = report(command, print)
+    for name, reason in result.broken.items():
+        print(f"error: no video of {name}: {reason}", file=sys.stderr)
+    return result.exit_status
 
 
 def _verify(what: VerifyEnv | VerifyScorer) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from procreward.errors import ConfigError, MissingDependencyError
@@ -24,19 +26,20 @@ from procreward.report.chart import (
 from procreward.report.records import EpisodeRecord, StepTrace, atomic_path
 from procreward.types import Frame
 
-__all__ = ["draw_overlay", "write_overlay_video"]
+__all__ = ["camera_picture_box", "draw_overlay", "write_overlay_video"]
 
 _WIDTH, _HEIGHT = 832, 480  # even, as yuv420p needs
 _FRAME = 384  # side of the square the camera picture is fitted into
 _MARGIN, _HEADER = 16, 48
 _PANEL = _FRAME + 2 * _MARGIN  # left edge of the right-hand column
 _CHART = (_WIDTH - _PANEL - 8, 268)
+_BLANK = 235  # darkest that a codec makes of white
 _HOLD_S = 1.5  # the last picture stays, or a player jumps away from the result
 
 
 def write_overlay_video(
     record: EpisodeRecord,
-    frames: Sequence[Frame],
+    frames: Iterable[Frame],
     path: Path,
     *,
     frame_steps: Sequence[int] | None = None,
@@ -55,12 +58,6 @@ def write_overlay_video(
         ConfigError: If there is no frame, or the steps do not match frames and trace.
         MissingDependencyError: If imageio's ffmpeg is not installed.
     """
-    steps = range(len(frames)) if frame_steps is None else frame_steps
-    if not frames or len(steps) != len(frames) or max(steps) >= len(record.trace):
-        raise ConfigError(
-            f"`frames` must hold at least one frame, each with a step below {len(record.trace)}, "
-            f"got {len(frames)} frames and {len(steps)} steps."
-        )
     try:
         import imageio_ffmpeg
     except ImportError as error:
@@ -75,23 +72,59 @@ def write_overlay_video(
         )
         sink.send(None)
         try:
-            for picture in _pictures(record, frames, steps, fps):
+            for picture in _pictures(record, frames, frame_steps, fps):
                 sink.send(np.ascontiguousarray(picture))
         finally:
             sink.close()
 
 
 def _pictures(
-    record: EpisodeRecord, frames: Sequence[Frame], steps: Sequence[int], fps: float
+    record: EpisodeRecord, frames: Iterable[Frame], frame_steps: Sequence[int] | None, fps: float
 ) -> Iterator[Frame]:
     """Yield every picture of the video, the last one held."""
     picture = None
-    for frame, step in zip(frames, steps, strict=True):
+    steps = iter(count() if frame_steps is None else frame_steps)
+    for number, frame in enumerate(frames, start=1):
+        step = next(steps, None)
+        if step is None or step >= len(record.trace):
+            raise _mismatch(record, number)
         picture = draw_overlay(record, frame, step)
         yield picture
-    if picture is not None:
-        for _ in range(round(_HOLD_S * fps)):
-            yield picture
+    if picture is None or (frame_steps is not None and next(steps, None) is not None):
+        raise _mismatch(record, 0)
+    for _ in range(round(_HOLD_S * fps)):
+        yield picture
+
+
+def _mismatch(record: EpisodeRecord, number: int) -> ConfigError:
+    which = f"picture {number} without" if number else "fewer"
+    return ConfigError(
+        f"`frames` must hold at least one frame, each with a step below {len(record.trace)}, got "
+        f"{which}."
+    )
+
+
+def camera_picture_box(picture: Frame) -> tuple[slice, slice]:
+    """Return where the camera picture is in a picture of an overlay video.
+
+    Args:
+        picture: The first picture, ``(480, 832, 3) uint8``, decoded.
+
+    Returns:
+        Rows and columns, without the empty sides of a picture that is not square.
+    """
+    square = picture[_HEADER : _HEADER + _FRAME, _MARGIN : _MARGIN + _FRAME]
+    inked = square.min(axis=2) < _BLANK
+    return _middle(inked.any(axis=1), _HEADER), _middle(inked.any(axis=0), _MARGIN)
+
+
+def _middle(inked: npt.NDArray[np.bool_], offset: int) -> slice:
+    """What lies between the empty ends, which are of equal size."""
+    places = np.flatnonzero(inked)
+    if not len(places):
+        return slice(offset, offset + _FRAME)
+    empty = min(int(places[0]), _FRAME - 1 - int(places[-1]))
+    return slice(offset + empty, offset + _FRAME - empty)
 
 
 def draw_overlay(record: EpisodeRecord, frame: Frame, step: int) -> Frame:

@@ -1,0 +1,103 @@
+"""Small videos for the page, which any browser plays and seeks in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from procreward.errors import DatasetError, MissingDependencyError
+from procreward.types import Frame
+
+__all__ = ["Clip", "encode_clip"]
+
+# Browsers decode from the last key frame before the place that is asked for.
+_KEY_FRAME_EVERY = 12
+_QUALITY = 26  # x264's constant rate factor: smaller is better and larger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A video of an episode.
+
+    Attributes:
+        path: The file.
+        frames: How many pictures it has.
+        fps: How many a second.
+        width: Of a picture in pixels, even.
+        height: Likewise.
+    """
+
+    path: Path
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+
+def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: int) -> Clip:
+    """Write pictures as an H.264 ``.mp4``, the same bytes for the same pictures.
+
+    Args:
+        frames: The pictures, each ``(height, width, 3) uint8``, all of one size.
+        path: The file.
+        fps: Pictures per second.
+        max_height: Higher pictures are made smaller.
+
+    Raises:
+        DatasetError: If there is no picture, or they differ in size.
+        MissingDependencyError: If imageio's ffmpeg is not installed.
+    """
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
+        ) from error
+    first = next(frames, None)
+    if first is None:
+        raise DatasetError("There are no pictures.")
+    height, width = first.shape[:2]
+    scale = min(1.0, max_height / height)
+    small = (_even(width * scale), _even(height * scale))
+    # One thread: with more, what is written depends on how many there are.
+    options = ["-vf", f"scale={small[0]}:{small[1]}:flags=area", "-crf", str(_QUALITY)]
+    options += ["-preset", "fast", "-g", str(_KEY_FRAME_EVERY), "-threads", "1"]
+    options += ["-movflags", "+faststart", "-map_metadata", "-1", "-fflags", "+bitexact"]
+    sink = imageio_ffmpeg.write_frames(
+        str(path),
+        (width, height),
+        fps=fps,
+        codec="libx264",
+        quality=None,
+        macro_block_size=1,
+        output_params=options,
+    )
+    sink.send(None)
+    number = 0
+    try:
+        for number, frame in enumerate(_with_first(first, frames), start=1):
+            if frame.shape != first.shape:
+                raise DatasetError(
+                    f"Pictures must be of one size, got {first.shape} and {frame.shape}."
+                )
+            sink.send(np.ascontiguousarray(frame))
+    finally:
+        sink.close()
+    return Clip(path=path, frames=number, fps=fps, width=small[0], height=small[1])
+
+
+def _with_first(first: Frame, frames: Iterator[Frame]) -> Iterator[Frame]:
+    yield first
+    yield from frames
+
+
+def _even(pixels: float) -> int:
+    return max(2, 2 * round(pixels / 2))
