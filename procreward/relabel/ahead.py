@@ -25,21 +25,31 @@ class Ahead:
     iterator.
     """
 
-    def __init__(self, open_pictures: Callable[[], Iterator[Pictures]], *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        open_pictures: Callable[[], Iterator[Pictures]],
+        *,
+        max_bytes: int,
+        after: Ahead | None = None,
+    ) -> None:
         """Start reading.
 
         Args:
             open_pictures: Called on the thread; gives the iterator.
             max_bytes: Bytes of decoded pictures that may wait, at least one picture.
+            after: Another reader; this one begins when that has read all, so that there are never
+                more of them at work than before. None for at once.
         """
         self._open, self._max_bytes = open_pictures, max_bytes
         self._ready: deque[Pictures] = deque()
         self._bytes = 0
         self._over = self._stop = False
         self._error: BaseException | None = None
+        self._followers: list[Ahead] = []
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._read, daemon=True, name="relabel-decode")
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if after is None or not after._followed_by(self):
+            self._start()
 
     def __enter__(self) -> Ahead:
         """Return the reader itself."""
@@ -58,9 +68,35 @@ class Ahead:
         """Stop the thread and close the iterator; may be called again."""
         with self._changed:
             self._stop = True
+            thread = self._thread
             self._changed.notify_all()
-        self._thread.join()
+        if thread is None:
+            self._end()  # never begun, but others may wait for it
+        else:
+            thread.join()
         self._ready.clear()
+
+    def _followed_by(self, other: Ahead) -> bool:
+        """Start another reader at the end of this one; False if that was already."""
+        with self._changed:
+            if not self._over:
+                self._followers.append(other)
+            return not self._over
+
+    def _start(self) -> None:
+        with self._changed:
+            if self._stop or self._thread is not None:
+                return
+            self._thread = threading.Thread(target=self._read, daemon=True, name="relabel-decode")
+            self._thread.start()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._over, followers = True, self._followers
+            self._followers = []
+            self._changed.notify_all()
+        for one in followers:
+            one._start()
 
     def _take(self) -> Pictures | None:
         with self._changed:
@@ -87,9 +123,7 @@ class Ahead:
             close = getattr(pictures, "close", None)
             if callable(close):
                 close()
-            with self._changed:
-                self._over = True
-                self._changed.notify_all()
+            self._end()
 
     def _put(self, pictures: Pictures) -> bool:
         """Wait for space; False when nobody wants more."""

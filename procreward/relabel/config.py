@@ -13,6 +13,7 @@ import tyro
 from procreward.checks import check, check_choice, check_int, is_number
 from procreward.config import RewardConfig, ShapingMode
 from procreward.errors import ConfigError
+from procreward.scorers.building import ENGINES
 
 __all__ = ["RelabelConfig", "parse_options", "select"]
 
@@ -36,6 +37,9 @@ _REWARD = (
     "max_consecutive_failures",
 )
 
+# A served model has an address too, which a preset file gives.
+_ENGINES = tuple(name for name in ENGINES if name != "served")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelabelConfig:
@@ -54,6 +58,9 @@ class RelabelConfig:
     """lerobot-v2.1, lerobot-v3.0, robomimic, minari, video, frames; or auto, to look."""
     scorer: str = "nano"
     """Reward model that gives progress: preset, registered scorer, model folder or hub id."""
+    engine: str | None = None
+    """What runs the scorer's model: auto, fast, strict, reference, plain or vllm; without it, what
+    the scorer's preset says."""
     judge: str | None = None
     """A second model that decides completion; without it, progress decides."""
     instruction: str | None = None
@@ -111,7 +118,7 @@ class RelabelConfig:
     """What an episode that cannot be read does: stop the run, or be left out and reported."""
     group_episodes: int = 16
     """Episodes that are asked about together, and published together."""
-    batch_queries: int = 32
+    batch_queries: int = 64
     """Queries that are put to the model in one call, about."""
     max_consecutive_failures: int = 10
     """Calls in a row without any answer after which the run stops."""
@@ -129,6 +136,8 @@ class RelabelConfig:
             check(is_number(self.fps) and self.fps > 0, "fps", "above 0", self.fps)
         check_choice("on_error", self.on_error, ("stop", "skip"))
         check_choice("fill", self.fill, ("hold", "interpolate"))
+        if self.engine is not None:
+            check_choice("engine", self.engine, _ENGINES)
         if self.rewrite_option and not self.rewrite:
             raise ConfigError("`rewrite_option` belongs to `rewrite`, which was not given.")
         parse_options(self.rewrite_option)
@@ -140,8 +149,12 @@ class RelabelConfig:
         Raises:
             ConfigError: If one is out of range.
         """
+        # As a preset with another engine, so that the engine is part of what the cache goes by.
+        scorer: str | dict[str, Any] = self.scorer
+        if self.engine is not None:
+            scorer = {"preset": self.scorer, "options": {"engine": self.engine}}
         return RewardConfig.for_frames(
-            self.scorer,
+            scorer,
             every_k_frames=self.every_k_frames,
             frame_stride_frames=self.frame_stride_frames,
             **{name: getattr(self, name) for name in _REWARD},

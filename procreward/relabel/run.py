@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ from procreward.relabel.episodes import Episode, EpisodeLabels, Source
 from procreward.relabel.plan import RELABEL_JSON, RelabelPlan, check_out, prepare
 from procreward.relabel.publishing import FolderLock, check_free_space, publish, remove
 from procreward.relabel.readings import EpisodeReadings
-from procreward.relabel.scoring import GroupJob, GroupResult, score_group
+from procreward.relabel.scoring import AHEAD_BYTES, GroupJob, GroupResult, OpenGroup
 from procreward.relabel.sidecar import (
     SIDECAR,
     SidecarWriter,
@@ -49,6 +50,8 @@ SOURCE = "source.txt"
 
 STAGING = ".staged"
 
+_NO_JOB: tuple[int, GroupJob | None] = (0, None)
+
 Driver: TypeAlias = Callable[
     [Iterable[tuple[int, GroupJob]], Source, Callable[[int], object]],
     Iterator[tuple[int, GroupResult]],
@@ -67,6 +70,9 @@ class RelabelReport:
         frames: Their pictures.
         queries: Pictures of them that the models were asked about.
         asked: Queries that were put to the models by this very run.
+        asking_s: Seconds that this took, pictures and publishing included.
+        waited_s: Seconds of it for which models stood still for pictures, those of all processes
+            together.
         unanswered: Why how many of the queries gave no usable answer.
         skipped: Name of every episode that was left out, and why.
         silent: Names of episodes about which no query was answered.
@@ -78,6 +84,8 @@ class RelabelReport:
     frames: int = 0
     queries: int = 0
     asked: int = 0
+    asking_s: float = 0.0
+    waited_s: float = 0.0
     unanswered: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     silent: tuple[str, ...] = ()
@@ -92,9 +100,31 @@ class RelabelReport:
 def run_jobs(
     jobs: Iterable[tuple[int, GroupJob]], source: Source, on_frames: Callable[[int], object]
 ) -> Iterator[tuple[int, GroupResult]]:
-    """Work off jobs one after the other in this process; the default :data:`Driver`."""
-    for number, job in jobs:
-        yield number, score_group(job, source, on_frames=on_frames)
+    """Work off jobs one after the other in this process; the default :data:`Driver`.
+
+    While a group is asked about, the pictures of the next one are decoded already.
+    """
+    coming = iter(jobs)
+    group: OpenGroup | None = None
+    following: OpenGroup | None = None
+    try:
+        number, job = next(coming, _NO_JOB)
+        while job is not None:
+            # Two groups are open at a time.
+            half = AHEAD_BYTES // 2
+            group = following or OpenGroup(job, source, ahead_bytes=half)
+            next_number, job = next(coming, _NO_JOB)
+            following = (
+                None if job is None else OpenGroup(job, source, ahead_bytes=half, after=group)
+            )
+            result = group.score(on_frames)
+            group.close()
+            yield number, result
+            number = next_number
+    finally:
+        for one in (following, group):
+            if one is not None:
+                one.close()
 
 
 def relabel(
@@ -133,7 +163,7 @@ def relabel(
         staging.mkdir()
         try:
             asked = _score(plan, staging, driver)
-            report = _publish(plan, staging, asked)
+            report = replace(_publish(plan, staging), **asdict(asked))
         finally:
             remove(staging)
     say(_summary(report))
@@ -157,20 +187,32 @@ def _described(plan: RelabelPlan, seconds: float | None, needed: int) -> str:
     return "\n".join(lines)
 
 
-def _score(plan: RelabelPlan, staging: Path, driver: Driver) -> int:
-    """Ask about the groups that are not published yet; return the queries asked."""
+@dataclass(slots=True, kw_only=True)
+class _Asked:
+    """What asking came to; fields of :class:`RelabelReport`."""
+
+    asked: int = 0
+    asking_s: float = 0.0
+    waited_s: float = 0.0
+
+
+def _score(plan: RelabelPlan, staging: Path, driver: Driver) -> _Asked:
+    """Ask about the groups that are not published yet."""
     from tqdm import tqdm
 
+    asked = _Asked()
     if not plan.unfinished:
-        return 0
-    asked = 0
+        return asked
+    started = time.perf_counter()
     jobs = ((number, plan.job(number)) for number in plan.unfinished)
     with tqdm(total=plan.frames_left, unit="frame", desc="asking", mininterval=0.5) as bar:
         for done, (number, result) in enumerate(driver(jobs, plan.source, bar.update), start=1):
             _write_account(plan, portable(result.account), staging)
             plan.cache.save(number, result.episodes, staging)
-            asked += result.asked
-            bar.set_postfix_str(f"group {done}/{len(plan.unfinished)}, {asked} queries")
+            asked.asked += result.asked
+            asked.waited_s += result.waited_s
+            bar.set_postfix_str(f"group {done}/{len(plan.unfinished)}, {asked.asked} queries")
+    asked.asking_s = time.perf_counter() - started
     return asked
 
 
@@ -188,10 +230,10 @@ def _write_json(value: object, path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _publish(plan: RelabelPlan, staging: Path, asked: int) -> RelabelReport:
+def _publish(plan: RelabelPlan, staging: Path) -> RelabelReport:
     """Derive the labels, write all files, check them and move them into place."""
     provenance = _provenance(plan)
-    report = _write_files(plan, staging, provenance, asked)
+    report = _write_files(plan, staging, provenance)
     (staging / SOURCE).write_text(f"{plan.source.root.absolute()}\n", encoding="utf-8")
     names = [SIDECAR, EPISODES, RECORDS, SOURCE]
     if plan.writer is not None:
@@ -253,9 +295,7 @@ def _labels(plan: RelabelPlan) -> Iterator[EpisodeLabels]:
             yield _derive(plan, episode, found)
 
 
-def _write_files(
-    plan: RelabelPlan, staging: Path, provenance: Mapping[str, Any], asked: int
-) -> RelabelReport:
+def _write_files(plan: RelabelPlan, staging: Path, provenance: Mapping[str, Any]) -> RelabelReport:
     """Write what every format gets, and count."""
     scorer = plan.stream.scorer.config.model or plan.stream.scorer.preset.name
     metadata = {
@@ -284,7 +324,7 @@ def _write_files(
 
         write_records(records(), staging / EPISODES)
     check_sidecar(staging / SIDECAR, tally.frames)
-    return tally.report(plan.config.out, asked)
+    return tally.report(plan.config.out)
 
 
 @dataclass(slots=True)
@@ -313,14 +353,13 @@ class _Tally:
         if all(one.score is None or not one.score.valid for one in found.readings):
             self.silent.append(episode.name)
 
-    def report(self, out: Path, asked: int) -> RelabelReport:
+    def report(self, out: Path) -> RelabelReport:
         """Return the counts."""
         return RelabelReport(
             out=out,
             episodes=self.episodes,
             frames=self.frames,
             queries=self.queries,
-            asked=asked,
             unanswered=dict(sorted(self.reasons.items())),
             skipped=self.skipped,
             silent=tuple(self.silent),
@@ -342,6 +381,10 @@ def _summary(report: RelabelReport) -> str:
         f"{report.episodes} episodes, {report.frames} frames, {report.queries} of them asked about "
         f"({report.asked} queries now)"
     ]
+    if report.asked:
+        lines.append(
+            f"asked in {report.asking_s:.1f} s: {report.asked / report.asking_s:.1f} queries/s"
+        )
     if report.unanswered:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.unanswered.items())
         lines.append(f"without a usable answer: {reasons}")
