@@ -109,6 +109,32 @@ def test_reading_ahead_ends_early_and_with_errors() -> None:
             next(pictures)
 
 
+def test_a_reader_begins_when_another_has_read_all() -> None:
+    first, second, third = Counting(4), Counting(2), Counting(1)
+    size = flat(1).nbytes
+    with Ahead(first, max_bytes=size) as one, Ahead(second, max_bytes=size, after=one) as two:
+        pictures = iter(one)
+        next(pictures)
+        assert second.thread is None
+        assert len(list(pictures)) == 3
+        # It is read to its end by itself, and what follows it too.
+        assert len(list(two)) == 2
+        with Ahead(third, max_bytes=size, after=two) as three:
+            assert len(list(three)) == 1
+
+
+def test_a_reader_that_never_began_is_closed_and_followed() -> None:
+    first, second, third = Counting(9), Counting(2), Counting(1)
+    with Ahead(first, max_bytes=1) as one:
+        two = Ahead(second, max_bytes=1, after=one)
+        three = Ahead(third, max_bytes=1, after=two)
+        two.close()
+        assert len(list(three)) == 1
+        three.close()
+    assert second.thread is None
+    assert first.closed
+
+
 def test_resize() -> None:
     picture = np.arange(8 * 4 * 3, dtype=np.uint8).reshape(8, 4, 3)
     assert resize(picture, None) is picture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from procreward import registry
 from procreward.config import RewardConfig
 from procreward.errors import DatasetError, FrameError, ScorerFailedError
+from procreward.relabel import scoring
 from procreward.relabel.readings import Reading
+from procreward.relabel.run import run_jobs
 from procreward.relabel.scoring import EpisodeJob, GroupJob, GroupResult, score_group
 from procreward.types import Score
 from tests.helpers import Recorder
@@ -182,6 +185,64 @@ def test_a_model_that_is_down_is_no_result() -> None:
     with pytest.raises(ScorerFailedError, match="2 queries in a row"):
         score_group(job(source, Down(), max_consecutive_failures=2), source)
     assert sorted(source.closed) == [0, 0]
+
+
+def groups(source: InMemory, scorer: Any) -> list[tuple[int, GroupJob]]:
+    """A job for every two episodes."""
+    whole = job(source, scorer)
+    return [
+        (number, replace(whole, episodes=whole.episodes[2 * number : 2 * number + 2]))
+        for number in range(len(whole.episodes) // 2)
+    ]
+
+
+def test_the_next_group_is_decoded_while_one_is_asked_about() -> None:
+    source = InMemory(*[ramp(9, 20 + 3 * index) for index in range(6)])
+    alone = [score_group(one, source).episodes for _, one in groups(source, Grey())]
+    source.opened.clear()
+    seen: list[int] = []
+    results = []
+    for number, result in run_jobs(groups(source, Grey()), source, lambda count: None):
+        results.append((number, result.episodes))
+        seen.append(len(source.opened))
+    assert results == list(enumerate(alone))
+    # Those of a group and of the next one, and never of more.
+    assert [2 <= one <= 4 for one in seen[:1]] == [True]
+    assert seen[1:] == [6, 6]
+
+
+def test_groups_are_closed_when_nobody_wants_more() -> None:
+    source = InMemory(*[ramp(9)] * 6)
+    results = run_jobs(groups(source, Grey()), source, lambda count: None)
+    next(results)
+    results.close()  # type: ignore[attr-defined]  # it is a generator
+    assert sorted(source.closed) == sorted(source.opened)
+    broken = InMemory(*[ramp(9)] * 6, broken={1: 3})
+    with pytest.raises(DatasetError, match="episode_1"):
+        list(run_jobs(groups(broken, Grey()), broken, lambda count: None))
+    assert sorted(broken.closed) == sorted(broken.opened)
+
+
+def test_long_windows_make_calls_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, scorer = InMemory(*[ramp(21)] * 4), Grey()
+    window = 2 * 16 * 16 * 3
+    monkeypatch.setattr(scoring, "CALL_BYTES", 8 * window)
+    score_group(job(source, scorer), source)
+    # The first pictures say how large windows are: two of each episode at a time from then on.
+    assert scorer.batches == [4, 8, 8, 4]
+
+
+def test_the_time_without_pictures_is_told() -> None:
+    source = InMemory(ramp(9))
+    slow = source.frames
+
+    def frames(*arguments: Any) -> Any:
+        for pictures in slow(*arguments):
+            time.sleep(0.002)
+            yield pictures
+
+    source.frames = frames  # type: ignore[method-assign]  # a slower one
+    assert score_group(job(source, Grey()), source).waited_s > 0.0
 
 
 def test_the_job_can_be_sent_elsewhere(tmp_path: Any) -> None:
