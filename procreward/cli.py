@@ -14,7 +14,8 @@
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
 status 1, and so is a video about which no query was answered, a dataset of which episodes were
-skipped, or a report on episodes whose pictures cannot be read. A run that Ctrl-C ends is status 130.
+skipped, or a report on episodes whose pictures cannot be read. A run that Ctrl-C ends is status
+130.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from procreward.bench.sustained import BenchConfig
 from procreward.check_video import CheckVideo
 from procreward.demo import DemoConfig
 from procreward.errors import ProcrewardError
-from procreward.relabel.config import RelabelConfig
+from procreward.relabel.options import RelabelOptions
 from procreward.report.config import ReportConfig
 from procreward.training.options import TrainOptions
 
@@ -116,7 +117,7 @@ _Command: TypeAlias = (
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
-    | Annotated[RelabelConfig, tyro.conf.subcommand("relabel", prefix_name=False)]
+    | Annotated[RelabelOptions, tyro.conf.subcommand("relabel", prefix_name=False)]
     | Annotated[ReportConfig, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[TrainOptions, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench", prefix_name=False)]
@@ -179,7 +180,7 @@ def _run(command: _Command) -> int:
 
         run_bench(command, print)
         return 0
-    if isinstance(command, RelabelConfig):
+    if isinstance(command, RelabelOptions):
         return _relabel(command)
     if isinstance(command, ReportConfig):
         return _report(command)
@@ -198,10 +199,10 @@ def _run(command: _Command) -> int:
     return _verify(command.what)
 
 
-def _relabel(command: RelabelConfig) -> int:
-    from procreward.relabel import relabel
+def _relabel(command: RelabelOptions) -> int:
+    from procreward.relabel.options import run_relabel
 
-    report = relabel(command, print)
+    report = run_relabel(command, print)
     for name, reason in report.skipped.items():
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     for name in report.silent:

@@ -10,7 +10,7 @@
     ├── InstructionError       (ValueError)        an empty or missing instruction
     ├── UnsupportedEnvError    (TypeError)         an environment that cannot be wrapped as asked
     ├── LockedError            (RuntimeError)      another run works in the same folder
-    ├── WorkerError            (RuntimeError)      a process of a vector environment died
+    ├── WorkerError            (RuntimeError)      a process of environments or models died
     ├── MissingDependencyError (ImportError)       an optional package or system library is absent
     ├── ModelError             (RuntimeError)      a model that cannot be loaded or run
     │   ├── ModelNotFoundError (FileNotFoundError) no such folder, file or hub repository
@@ -108,7 +108,7 @@ class LockedError(ProcrewardError, RuntimeError):
 
 
 class WorkerError(ProcrewardError, RuntimeError):
-    """A process that ran a sub-environment died; the vector environment is closed by then."""
+    """A process that ran a sub-environment or a model died; what it belonged to is closed then."""
 
 
 class MissingDependencyError(ProcrewardError, ImportError):

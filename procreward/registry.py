@@ -42,6 +42,7 @@ __all__ = [
     "clear_scorers",
     "get_scorer",
     "register_scorer",
+    "registered_scorers",
     "resolve",
     "scorer_names",
 ]
@@ -123,6 +124,11 @@ def register_scorer(name: str, target: str) -> None:
 def scorer_names() -> tuple[str, ...]:
     """Return every registered scorer name, sorted: built in, registered, and by entry point."""
     return tuple(sorted(_targets()))
+
+
+def registered_scorers() -> dict[str, str]:
+    """Return name and target of every scorer that :func:`register_scorer` was told of here."""
+    return dict(_registered)
 
 
 def _targets() -> dict[str, str]:
