@@ -81,17 +81,18 @@ def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: 
         output_params=options,
     )
     sink.send(None)
-    number = 0
+    count = 0
     try:
-        for number, frame in enumerate(_with_first(first, frames), start=1):
+        for frame in _with_first(first, frames):
             if frame.shape != first.shape:
                 raise DatasetError(
                     f"Pictures must be of one size, got {first.shape} and {frame.shape}."
                 )
             sink.send(np.ascontiguousarray(frame))
+            count += 1
     finally:
         sink.close()
-    return Clip(path=path, frames=number, fps=fps, width=small[0], height=small[1])
+    return Clip(path=path, frames=count, fps=fps, width=small[0], height=small[1])
 
 
 def _with_first(first: Frame, frames: Iterator[Frame]) -> Iterator[Frame]:

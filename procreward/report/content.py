@@ -70,9 +70,7 @@ def row(entry: Entry, thresholds: Thresholds) -> dict[str, Any]:
 def _true_error(trace: Sequence[StepTrace]) -> float | None:
     """Mean distance between reading and true progress at the queries that were answered."""
     pairs = [
-        (entry.progress, entry.true_progress)
-        for entry in trace
-        if entry.queried and entry.valid
+        (entry.progress, entry.true_progress) for entry in trace if entry.queried and entry.valid
     ]
     errors = [abs(a - b) for a, b in pairs if a is not None and b is not None]
     return math.fsum(errors) / len(errors) if errors else None

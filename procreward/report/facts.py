@@ -17,6 +17,7 @@ from procreward.report.runs import Run
 __all__ = ["Fact", "provenance", "tiles"]
 
 _SHORT_HASH = 10
+_UNKNOWN, _MINUS, _GAMMA = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{GREEK SMALL LETTER GAMMA}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _asked(unit: str, every: Any, window: Mapping[str, Any]) -> str:
 
 def _reward(reward: Mapping[str, Any]) -> list[Fact]:
     kind, confirm = reward.get("shaping"), reward.get("confirm_queries")
-    rule = f"{kind}, γ {_number(reward.get('gamma'))}, scale {_number(reward.get('scale'))}"
+    rule = f"{kind}, {_GAMMA} {_number(reward.get('gamma'))}, scale {_number(reward.get('scale'))}"
     extras = [name for name in ("ratchet", "offset") if reward.get(name)]
     if reward.get("smooth_alpha"):
         extras.append(f"smoothed {reward['smooth_alpha']}")
@@ -165,7 +166,7 @@ def tiles(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[Fact]:
             _percent(invalid / queries if queries else None, 1),
             f"{invalid:,} of {queries:,} queries",
         ),
-        Fact("Flagged", f"{_flagged(rows)}", f"{stalls} stall, {drops} drop"),
+        Fact("Flagged", f"{_flagged(rows)}", f"{stalls} with a stall, {drops} with a drop"),
     ]
     if any(one["success"] for one in rows):
         agree = sum((one["complete"] is not None) == one["success"] for one in rows)
@@ -187,8 +188,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return _UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}".replace("-", "−")
+    return _UNKNOWN if value is None else f"{value:+.2f}".replace("-", _MINUS)

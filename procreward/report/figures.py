@@ -77,9 +77,7 @@ def find_flags(trace: Sequence[StepTrace], thresholds: Thresholds | None = None)
     verdicts = _verdicts(read, limits)
     after = [entry.step for entry in read[1:]] + [entry.step for entry in read[-1:]]
     flags = [
-        Flag(kind="invalid", start=entry.step, end=entry.step)
-        for entry in asked
-        if not entry.valid
+        Flag(kind="invalid", start=entry.step, end=entry.step) for entry in asked if not entry.valid
     ]
     for first, last in spans(verdict.stalled for verdict in verdicts):
         start = read[max(0, first - limits.stall_queries)].step

@@ -44,7 +44,7 @@ class Page:
         facts: Where the numbers come from.
         tiles: The figures of the whole run.
         notes: What is missing, and what to do about it.
-        skipped: Episodes without labels, and why.
+        missing: What episodes lack, in words, to their names and why.
         settings: All settings, as JSON has them; empty for none.
         rows: Lines of the table.
         traces: Place of an episode in the table to its curves, as JSON.
@@ -57,7 +57,7 @@ class Page:
     facts: Sequence[Fact]
     tiles: Sequence[Fact]
     notes: Sequence[str]
-    skipped: Mapping[str, str]
+    missing: Mapping[str, Mapping[str, str]]
     settings: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     traces: Mapping[int, str]
@@ -81,14 +81,14 @@ def need_jinja2() -> Any:
 
 
 def safe_json(value: object) -> str:
-    """Return JSON that can stand in a script element whatever texts are in it.
+    r"""Return JSON that can stand in a script element whatever texts are in it.
 
     Raises:
         ValueError: If a number is not finite.
 
     Example:
         >>> safe_json({"said": "</script>"})
-        '{"said":"\\\\u003c/script\\\\u003e"}'
+        '{"said":"\\u003c/script\\u003e"}'
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # Within JSON these stand in texts only, where escapes mean the same.

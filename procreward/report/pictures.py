@@ -30,7 +30,13 @@ SOURCE_TXT = "source.txt"
 
 
 class Pictures(Protocol):
-    """Gives the pictures of episodes."""
+    """Gives the pictures of episodes.
+
+    Attributes:
+        root: Where they are; the page says nothing of it.
+    """
+
+    root: Path
 
     def fps(self, entry: Entry) -> float:
         """Return pictures per second."""
@@ -63,6 +69,7 @@ class DatasetPictures:
 
     def __init__(self, source: Source, views: Sequence[str], fps: float | None = None) -> None:
         self._source, self.views, self._fps = source, tuple(views), fps
+        self.root = source.root
         self._episodes = {episode.index: episode for episode in source.episodes}
 
     def check(self, entries: Sequence[Entry]) -> None:
@@ -121,12 +128,13 @@ class FilmedPictures:
     """The camera pictures in the overlay videos of a demo or a training run.
 
     Args:
+        root: The folder.
         videos: Key of an episode to its video.
         fps: Pictures per second of the videos; None for their own rate.
     """
 
-    def __init__(self, videos: Mapping[str, Path], fps: float | None = None) -> None:
-        self._videos, self._fps = videos, fps
+    def __init__(self, root: Path, videos: Mapping[str, Path], fps: float | None = None) -> None:
+        self.root, self._videos, self._fps = root, videos, fps
 
     def fps(self, entry: Entry) -> float:
         """Return pictures per second; see :class:`Pictures`."""
@@ -171,7 +179,7 @@ class FilmedPictures:
 
 def find_pictures(
     run: Run, source: Path | None, views: Sequence[str], fps: float | None
-) -> DatasetPictures | FilmedPictures:
+) -> DatasetPictures | FilmedPictures | None:
     """Find what gives the pictures of a run.
 
     Args:
@@ -179,6 +187,9 @@ def find_pictures(
         source: The relabelled dataset; None for where it was.
         views: Cameras, or ends of their names; empty for what the models saw.
         fps: Pictures per second, or None.
+
+    Returns:
+        It, or None if a demo's or training run's videos are all gone.
 
     Raises:
         ConfigError: If the dataset is not where it was, or settings do not belong to the run.
@@ -195,7 +206,8 @@ def find_pictures(
             )
     folder = run.folder / "videos" if run.kind == "train" else run.folder
     videos = {entry.key: folder / f"{entry.record.name}.mp4" for entry in run.entries}
-    return FilmedPictures({key: path for key, path in videos.items() if path.is_file()}, fps)
+    found = {key: path for key, path in videos.items() if path.is_file()}
+    return FilmedPictures(folder, found, fps) if found else None
 
 
 def _of_dataset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from procreward.errors import MissingDependencyError
 from procreward.report.content import row
@@ -65,7 +65,8 @@ def write_plot(run: Run, path: Path, thresholds: Thresholds, *, title: str) -> N
     with rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(2.7 * columns, 1.75 * lines + 3.0), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
-        above, below = figure.subfigures(2, 1, height_ratios=[1.75 * lines + 0.6, 2.4])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[1.75 * lines + 0.6, 2.4])
+        above, below = parts
         _draw_curves(above, entries, thresholds, columns, lines)
         _draw_histograms(below, run.entries, thresholds)
         shown = "" if len(entries) == len(run.entries) else f"first {len(entries)} of "
@@ -82,6 +83,31 @@ def _draw_curves(
         _draw_episode(panel, entry, thresholds)
     for panel in list(figure.axes)[len(entries) :]:
         panel.set_visible(False)
+    for panel in figure.axes[::columns]:
+        panel.set_ylabel("progress", fontsize=8)
+    _draw_legend(figure)
+
+
+def _draw_legend(figure: SubFigure) -> None:
+    """Explain the signs once, below the curves."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure.legend(
+        handles=[
+            Line2D([], [], color=_READING, linewidth=1.5, marker="o", markersize=2.4, label="read"),
+            Line2D([], [], color=_TRUTH, linewidth=1.0, linestyle=(0, (2, 1.5)), label="true"),
+            Line2D([], [], color=_BAD, linestyle="", marker="x", markersize=5, label="invalid"),
+            Line2D([], [], color=_DONE, linewidth=1.2, label="complete"),
+            Line2D([], [], color=_GOOD, linewidth=1.2, label="success, as recorded"),
+            Patch(color=_STALL, alpha=0.3, linewidth=0, label="stall"),
+            Patch(color=_BAD, alpha=0.3, linewidth=0, label="drop"),
+        ],
+        loc="outside lower center",
+        ncols=7,
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _draw_episode(panel: Axes, entry: Entry, thresholds: Thresholds) -> None:
@@ -89,7 +115,7 @@ def _draw_episode(panel: Axes, entry: Entry, thresholds: Thresholds) -> None:
     for flag in find_flags(trace, thresholds):
         if flag.kind != "invalid":
             colour = _STALL if flag.kind == "stall" else _BAD
-            panel.axvspan(flag.start, max(flag.end, flag.start + 1), color=colour, alpha=0.16, lw=0)
+            panel.axvspan(flag.start, max(flag.end, flag.start + 1), color=colour, alpha=0.13, lw=0)
     truth = [(one.step, one.true_progress) for one in trace if one.true_progress is not None]
     panel.plot(*_columns(truth), color=_TRUTH, linewidth=1.0, linestyle=(0, (2, 1.5)))
     held = [(one.step, one.progress) for one in trace if one.progress is not None]
@@ -120,9 +146,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 28 else text[:27] + "…"
 
 
-def _draw_histograms(
-    figure: SubFigure, entries: Sequence[Entry], thresholds: Thresholds
-) -> None:
+def _draw_histograms(figure: SubFigure, entries: Sequence[Entry], thresholds: Thresholds) -> None:
     rows = [row(entry, thresholds) for entry in entries]
     panels = figure.subplots(1, 4)
     bins = [index / 10 for index in range(11)]

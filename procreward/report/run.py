@@ -161,8 +161,10 @@ class _Draft:
         """Take in curves and videos, as many as there is room for."""
         room = self.config.max_mb * _MB - len(safe_json(self.rows).encode())
         room = self._take_traces(room)
-        if pictures is None:
+        if self.config.curves_only:
             self.notes.append("Videos were left out, as asked for (--curves-only).")
+        elif pictures is None:
+            self.notes.append("The run's folder has no videos any more, so there are curves only.")
         else:
             self._take_clips(pictures, folder, room)
 
@@ -205,7 +207,7 @@ class _Draft:
             height = self.config.video_height
             return encode_clip(frames(), path, fps=pictures.fps(entry), max_height=height)
         except DatasetError as error:
-            self.broken[entry.name] = _plain(error, self.config)
+            self.broken[entry.name] = _plain(error, pictures.root)
             return None
 
     def _say_left_out(self, what: str, place: int) -> None:
@@ -220,10 +222,6 @@ class _Draft:
     def page(self) -> Page:
         """Return what the page shows."""
         run = self.run
-        notes = [
-            *self.notes,
-            *(f"No video of {name}: {reason}" for name, reason in self.broken.items()),
-        ]
         scorers = ", ".join(dict.fromkeys(entry.record.scorer for entry in run.entries))
         made = {
             "relabel": f"recorded episodes, relabelled with {scorers}",
@@ -235,8 +233,11 @@ class _Draft:
             subtitle=f"{len(run.entries):,} {made[run.kind]}",
             facts=provenance(run),
             tiles=tiles(run, self.rows),
-            notes=notes,
-            skipped=run.skipped,
+            notes=self.notes,
+            missing={
+                "without labels: skipped when the dataset was relabelled": run.skipped,
+                "without a video: their pictures cannot be read": self.broken,
+            },
             settings=run.account,
             rows=self.rows,
             traces=self.traces,
@@ -255,13 +256,11 @@ def _draft(config: ReportConfig, run: Run, notes: Sequence[str]) -> _Draft:
     return _Draft(config=config, run=run, thresholds=thresholds, rows=rows, notes=list(notes))
 
 
-def _plain(error: Exception, config: ReportConfig) -> str:
+def _plain(error: Exception, root: Path) -> str:
     """The message without the paths of this machine."""
     text = str(error)
-    for path in (config.source, config.run):
-        if path is not None:
-            for known in (str(path.absolute()), str(path)):
-                text = text.replace(f"{known}/", "").replace(known, path.name)
+    for known in (str(root.absolute()), str(root)):
+        text = text.replace(known, root.name)
     return text
 
 
@@ -277,9 +276,8 @@ def _write_overlays(
 
     from procreward.report.overlay import write_overlay_video
 
-    assert pictures is not None  # the settings say so
-    if run.kind != "relabel":
-        say(f"procreward {run.kind} has written the overlay videos already.")
+    if run.kind != "relabel" or pictures is None:
+        say(f"procreward {run.kind} has written the overlay videos itself; see its folder.")
         return []
     folder, files = config.page.parent / "overlays", []
     with tqdm(run.entries, unit="video", desc="drawing", mininterval=0.5) as bar:
@@ -289,7 +287,7 @@ def _write_overlays(
                 frames = pictures.frames(entry)
                 write_overlay_video(entry.record, frames, path, fps=pictures.fps(entry))
             except DatasetError as error:
-                broken[entry.name] = _plain(error, config)
+                broken[entry.name] = _plain(error, pictures.root)
                 continue
             files.append(path)
     return files

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from procreward.errors import ConfigError
+from procreward.relabel.cache import portable
 from procreward.relabel.readings import Reading, read_readings
 from procreward.report.records import EpisodeRecord, read_records
 
@@ -209,4 +210,4 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{str(path)!r} cannot be read ({error}).") from error
-    return found if isinstance(found, dict) else {}
+    return dict(portable(found)) if isinstance(found, dict) else {}

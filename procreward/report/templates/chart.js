@@ -2,7 +2,7 @@
 // The curve under the video. Time runs in steps; a click or a drag asks to go there.
 (() => {
   const { svg, el } = Report;
-  const LEFT = 46, RIGHT = 14, TOP = 22, AXIS = 24, GAP = 14;
+  const LEFT = 58, RIGHT = 14, TOP = 18, AXIS = 24, GAP = 12, LANE = 14;
   const f = (value) => value.toFixed(1);
 
   /** Corners of a curve that is held from step to step; unknown values leave gaps. */
@@ -47,13 +47,26 @@
       // With a large scale the potential would push the readings to the floor.
       this.divisor = biggest > 1.5 ? biggest : 1;
       this.low = Math.min(0, ...trace.potential.map((value) => (value || 0) / this.divisor));
+      this.lanes = this.stretches();
       this.observer = new ResizeObserver(() => this.draw());
       this.observer.observe(holder);
       this.listen();
       this.draw();
     }
 
-    get height() { return this.holder.clientWidth < 560 ? 260 : 300; }
+    get height() { return (this.holder.clientWidth < 560 ? 236 : 272) + LANE * this.lanes.length; }
+
+    /** What goes on for a while, a lane each: name to first and last steps. */
+    stretches() {
+      const of = (kind) => this.trace.flags.filter((flag) => flag.kind === kind).map((flag) => [flag.start, flag.end]);
+      const asked = this.trace.queries, held = [];
+      asked.forEach((query, i) => {
+        if (!query.valid) held.push([query.step, i + 1 < asked.length ? asked[i + 1].step : this.last]);
+      });
+      const complete = this.trace.complete.map(([start, end]) => [start, Math.min(end + 1, this.last)]);
+      return [["complete", complete], ["stall", of("stall")], ["drop", of("drop")], ["invalid", held]]
+        .filter(([, found]) => found.length);
+    }
 
     x(step) { return LEFT + ((this.width - LEFT - RIGHT) * step) / Math.max(this.last, 1); }
     y(value) { return this.floor - ((this.floor - TOP) * (value - this.low)) / (1 - this.low); }
@@ -67,14 +80,14 @@
     draw() {
       this.width = Math.max(240, this.holder.clientWidth);
       const rewards = this.hidden.has("reward") ? 0 : 56;
-      this.floor = this.height - AXIS - (rewards ? rewards + GAP : 0);
+      this.floor = this.height - AXIS - (rewards ? rewards + GAP : 0) - LANE * this.lanes.length - 8;
       const root = svg("svg", { width: this.width, height: this.height, "aria-hidden": "true" });
       root.append(this.patterns(), this.grid(), this.bands(), this.rewards(rewards), this.curves(),
         this.queries(), this.moments());
       this.hoverLine = svg("line", { class: "hover-line", y1: TOP, y2: this.height - AXIS, visibility: "hidden" });
       this.cursor = svg("g", { class: "cursor" },
-        svg("line", { y1: TOP - 6, y2: this.height - AXIS }),
-        svg("path", { d: `M-6 ${TOP - 12}H6V${TOP - 6}L0 ${TOP}L-6 ${TOP - 6}Z` }),
+        svg("line", { y1: TOP - 4, y2: this.height - AXIS }),
+        svg("path", { d: `M-6 ${TOP - 16}H6V${TOP - 10}L0 ${TOP - 4}L-6 ${TOP - 10}Z` }),
         svg("circle", { r: 5, class: "cursor-dot" }));
       root.append(this.hoverLine, this.cursor);
       this.tip = el("div", { class: "tip", hidden: true });
@@ -83,11 +96,9 @@
     }
 
     patterns() {
-      const pattern = (id, angle, name) => svg("pattern", {
-        id, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: `rotate(${angle})`,
-      }, svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: name }));
-      return svg("defs", {}, pattern("hatch-stall", 45, "hatch-stall"),
-        pattern("hatch-drop", -45, "hatch-drop"), pattern("hatch-invalid", 0, "hatch-invalid"));
+      return svg("defs", {}, svg("pattern", {
+        id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)",
+      }, svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "hatch" })));
     }
 
     grid() {
@@ -107,20 +118,20 @@
       return group;
     }
 
-    /** Stalls, drops, and what is held because an answer was invalid. */
+    /** Stretches as tints behind the curve, and as bars in lanes of their own below it. */
     bands() {
       const group = svg("g", { class: "bands" });
-      const band = (start, end, kind, label) => {
-        const x = this.x(start), width = Math.max(3, this.x(end) - x);
-        group.append(svg("rect", { x, y: TOP, width, height: this.floor - TOP, class: `band ${kind}`, fill: `url(#hatch-${kind})` }));
-        if (label && width > 44) {
-          group.append(svg("text", { x: x + 5, y: kind === "drop" ? this.floor - 6 : TOP + 13, class: `band-name ${kind}` }, label));
+      this.lanes.forEach(([kind, found], lane) => {
+        const top = this.floor + 8 + LANE * lane;
+        group.append(svg("text", { x: LEFT - 8, y: top + 9, "text-anchor": "end" }, kind));
+        for (const [start, end] of found) {
+          const x = this.x(start), width = Math.max(4, this.x(end) - x);
+          const fill = kind === "invalid" ? "url(#hatch)" : null;
+          if (kind !== "complete") {
+            group.append(svg("rect", { x, y: TOP, width, height: this.floor - TOP, class: `tint ${kind}`, fill }));
+          }
+          group.append(svg("rect", { x, y: top, width, height: 9, rx: 2, class: `lane ${kind}`, fill }));
         }
-      };
-      const asked = this.trace.queries;
-      for (const flag of this.trace.flags) if (flag.kind !== "invalid") band(flag.start, flag.end, flag.kind, flag.kind);
-      asked.forEach((query, i) => {
-        if (!query.valid) band(query.step, i + 1 < asked.length ? asked[i + 1].step : this.last, "invalid", "");
       });
       return group;
     }
@@ -166,16 +177,12 @@
       return group;
     }
 
-    /** The strip above: where the task counts as done, and where it truly was. */
+    /** Where the environment or the dataset says that it succeeded. */
     moments() {
-      const group = svg("g", { class: "moments" });
-      for (const [start, end] of this.trace.complete) {
-        const x = this.x(start), width = Math.max(4, this.x(Math.min(end + 1, this.last)) - x);
-        group.append(svg("rect", { x, y: 3, width, height: 6, rx: 3, class: "complete" }));
-      }
-      const success = this.trace.success;
+      const group = svg("g", { class: "moments" }), success = this.trace.success;
       if (success !== null && success !== undefined) {
-        group.append(svg("line", { class: "success", x1: this.x(success), x2: this.x(success), y1: 2, y2: this.floor }));
+        const x = this.x(success);
+        group.append(svg("line", { class: "success", x1: x, x2: x, y1: TOP, y2: this.floor }));
       }
       return group;
     }

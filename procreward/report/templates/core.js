@@ -65,7 +65,7 @@ const Report = {};
   /** A small curve of the readings. */
   Report.spark = (values, width = 96, height = 22) => {
     const node = Report.svg("svg", {
-      class: "spark", width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true",
+      class: "spark", width, height, viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true",
     });
     const x = (i) => 1 + ((width - 2) * i) / Math.max(values.length - 1, 1);
     const y = (value) => height - 2 - (height - 4) * value;
@@ -79,6 +79,18 @@ const Report = {};
     if (path) node.append(Report.svg("path", { d: path, class: "spark-line" }));
     return node;
   };
+
+  const shapes = {
+    play: "M3 1.5v13l11-6.5z",
+    pause: "M3 2h3.6v12H3zM9.4 2H13v12H9.4z",
+    previous: "M2.5 2h2.2v12H2.5zM14 2v12L5.4 8z",
+    next: "M11.3 2h2.2v12h-2.2zM2 2v12l8.6-6z",
+    up: "M8 3.2l6 6-1.4 1.5L8 6.1l-4.6 4.6L2 9.2z",
+    down: "M8 12.8l6-6-1.4-1.5L8 9.9 3.4 5.3 2 6.8z",
+  };
+  /** A sign for a button; fonts have them not everywhere. */
+  Report.icon = (name) => Report.svg("svg", { width: 15, height: 15, viewBox: "0 0 16 16", "aria-hidden": "true" },
+    Report.svg("path", { d: shapes[name] }));
 
   Report.link = (row) => `#episode=${encodeURIComponent(row.key)}`;
 

@@ -71,7 +71,7 @@
     return el("section", { class: "card histogram", "aria-label": histogram.title },
       el("h3", {}, histogram.title,
         histogram.missing ? el("span", { class: "faint" }, ` · ${histogram.missing} unknown`) : null),
-      el("div", { class: "bars" }, bars),
+      el("div", { class: histogram.axis ? "bars" : "bars few" }, bars),
       el("div", { class: histogram.axis ? "axis" : "axis each", "aria-hidden": "true" },
         axis.map((text) => el("span", {}, text))));
   }

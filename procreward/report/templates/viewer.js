@@ -61,7 +61,7 @@
 
   function playing(state) {
     const button = get("play");
-    button.textContent = state ? "⏸" : "▶";
+    button.replaceChildren(Report.icon(state ? "pause" : "play"));
     button.setAttribute("aria-label", state ? "Pause" : "Play");
     if (!state && row) note();
   }
@@ -141,11 +141,8 @@
       return button;
     });
     const signs = [];
-    if (trace.complete.length) signs.push(["complete", "Complete"]);
-    if (trace.success !== null && trace.success !== undefined) signs.push(["success", "Recorded success"]);
-    for (const [kind, label] of [["stall", "Stall"], ["drop", "Drop"], ["invalid", "Invalid answer"]]) {
-      if (trace.flags.some((flag) => flag.kind === kind)) signs.push([kind, label]);
-    }
+    if (trace.success !== null && trace.success !== undefined) signs.push(["success", "Success, as recorded"]);
+    if (trace.flags.some((flag) => flag.kind === "invalid")) signs.push(["invalid", "Invalid answer"]);
     get("legend").replaceChildren(...toggles, ...signs.map(([name, label]) =>
       el("span", { class: `key ${name}` }, el("i", { "aria-hidden": "true" }), label)));
   }
@@ -214,6 +211,8 @@
   Report.viewer = {
     get row() { return row; },
     start(back) {
+      const icons = { previous: "up", next: "down", play: "play", "to-previous": "previous", "to-next": "next" };
+      for (const [id, name] of Object.entries(icons)) get(id).replaceChildren(Report.icon(name));
       get("back").addEventListener("click", back);
       get("previous").addEventListener("click", () => neighbour(-1));
       get("next").addEventListener("click", () => neighbour(1));
