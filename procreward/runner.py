@@ -233,6 +233,32 @@ class QueryRunner:
                 with _turns[handle.key]:
                     release(names)
 
+    def announce(self, dues: Sequence[DueQuery]) -> None:
+        """Tell the models, those that look ahead, what they are asked in the call after the next.
+
+        Args:
+            dues: What will be due.
+        """
+        for role, places in self._by_role(dues).items():
+            handle = self._handles[role]
+            announce = getattr(built_scorer(handle), "announce", None)
+            if not callable(announce):
+                continue
+            try:
+                with _turns[handle.key]:
+                    announce([dues[place].query for place in places])
+            except Exception as error:
+                # It comes again when they are asked.
+                logger.debug("announcing to %s failed: %s", self._name(role), error)
+
+    def forget(self) -> None:
+        """Have the models forget all that they keep from earlier questions, those that do."""
+        for handle in {handle.key: handle for handle in self._handles.values()}.values():
+            forget = getattr(built_scorer(handle), "forget", None)
+            if callable(forget):
+                with _turns[handle.key]:
+                    forget()
+
     def _score(self, role: Role, scorer: Scorer, queries: list[Query]) -> list[Score]:
         started = time.perf_counter()
         try:

@@ -203,6 +203,45 @@ class TestOtherDoors:
         assert scorer.released == scorer.streams
 
 
+class Planning(Recorder):
+    """A recorder that is told what comes, and to forget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[list[int]] = []
+        self.forgot = 0
+
+    def announce(self, queries: Sequence[Query]) -> None:
+        self.told.append([query.frame_steps[-1] for query in queries])
+        if len(queries) > 2:
+            raise RuntimeError("too many")
+
+    def forget(self) -> None:
+        self.forgot += 1
+
+
+def test_models_are_told_what_comes_and_to_forget() -> None:
+    scorer, judge = Planning(), Planning()
+    runner = QueryRunner(resolve(scorer), resolve(judge), max_consecutive_failures=3)
+    query = Query(frames={"main": picture(9)[None]}, instruction="go", frame_steps=(4,))
+    due, other = DueQuery(role="scorer", query=query), DueQuery(role="judge", query=query)
+    runner.announce([due, other, due])
+    assert (scorer.told, judge.told, scorer.queries) == ([[4, 4]], [[4]], [])
+    runner.announce([due] * 3)  # what it raises comes again when it is asked
+    runner.forget()
+    assert (scorer.forgot, judge.forgot) == (1, 1)
+
+
+def test_models_that_do_not_look_ahead_are_left_alone() -> None:
+    runner = QueryRunner(resolve(Recorder()), max_consecutive_failures=3)
+    query = Query(frames={"main": picture(9)[None]}, instruction="go", frame_steps=(4,))
+    runner.announce([DueQuery(role="scorer", query=query)])
+    runner.forget()
+    unbuilt = QueryRunner(resolve("scripted"), max_consecutive_failures=3)
+    unbuilt.forget()
+    assert built_scorer(resolve("scripted")) is None
+
+
 def test_queries_after_the_end_belong_to_no_stream() -> None:
     scorer = Releasing([0.5])
     plan = StreamPlan.from_config(RewardConfig(scorer=scorer, every_k_steps=1))

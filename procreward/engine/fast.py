@@ -122,10 +122,7 @@ class FastEngine:
             self._decoder, PrefixStore(prefix_bytes), pad_id=self._pad_id, whole=exact
         )
         self._drafts = DraftBook(_digit_tokens(loaded))
-        # A token costs another amount of memory in each of them.
-        self._batchers: dict[str, MicroBatcher[Row, Any]] = {
-            verb: MicroBatcher(loaded.device) for verb in ("generate", "labels", "numbers")
-        }
+        self._batchers = _batchers(loaded.device)
         self._numbers: dict[tuple[str, float], NumberReader] = {}
         self._counts = EngineStats()
         self._lock = threading.RLock()
@@ -243,6 +240,28 @@ class FastEngine:
             self._recall.release(names)
             self._drafts.release(names)
 
+    def announce(self, prompts: Iterable[Prompt]) -> None:
+        """Say what is asked next, so that its frames are encoded while the next call answers.
+
+        On the CPU with one thread; elsewhere nothing happens.
+
+        Args:
+            prompts: The questions of the call after the next one.
+        """
+        parts = (part for prompt in prompts for part in prompt.parts)
+        self._frames.announce(part for part in parts if isinstance(part, Clip))
+
+    def forget(self) -> None:
+        """Forget all that was kept or learnt, so that answers depend on no earlier question.
+
+        They do by rounding alone: by what is read together with what.
+        """
+        with self._lock:
+            self._frames.forget()
+            self._recall.forget()
+            self._drafts = DraftBook(_digit_tokens(self._loaded))
+            self._batchers = _batchers(self._loaded.device)
+
     # From prompts to rows, in batches that fit.
 
     def _run(
@@ -254,9 +273,10 @@ class FastEngine:
             chats = [self._reader.layout(prompt) for prompt in prompts]
             with memory_guard(self._loaded.device):
                 rows = self._rows(prompts, chats)
-            results: list[_Result] = self._batchers[verb].run(
-                rows, [len(chat) for chat in chats], call
-            )
+            with self._frames.ahead():
+                results: list[_Result] = self._batchers[verb].run(
+                    rows, [len(chat) for chat in chats], call
+                )
             self._count(prompts=len(prompts))
         return results
 
@@ -452,6 +472,11 @@ def _per_picture(clip: Clip, features: Features) -> list[int]:
     """Visual tokens of each picture, or of each group of frames of a video."""
     count = -(-len(clip.frames) // 2) if clip.video else len(clip.frames)
     return [len(features) // count] * count
+
+
+def _batchers(device: torch.device) -> dict[str, MicroBatcher[Row, Any]]:
+    """One for each verb: a token costs another amount of memory in each of them."""
+    return {verb: MicroBatcher(device) for verb in ("generate", "labels", "numbers")}
 
 
 def _digit_tokens(loaded: LoadedModel) -> list[int]:

@@ -210,10 +210,14 @@ class OpenGroup:
     def score(self, on_frames: Callable[[int], object] = lambda count: None) -> GroupResult:
         """Ask; see :func:`score_group`."""
         on_frames(self._replayed)
+        if self._asking:
+            # Whatever was asked before, answers are the same, to the last bit.
+            self._runner.forget()
         batch = self._collect(on_frames)
         while batch:
             # What need not wait for the answers to this one.
             following = self._collect(on_frames)
+            self._runner.announce([due for _, dues in following for due in dues])
             self._ask(batch)
             batch = following or self._collect(on_frames)
         for one in self._asking:

@@ -14,7 +14,7 @@ from procreward.config import JSON, field_names
 from procreward.errors import ConfigError
 
 if TYPE_CHECKING:
-    from procreward.engine import Engine
+    from procreward.engine import Engine, Prompt
     from procreward.types import Query, Score
 
 __all__ = [
@@ -128,6 +128,26 @@ class ModelScorer(Generic[_EngineOptions]):
             streams: Their names, as in :attr:`procreward.types.Query.stream`.
         """
         self._engine.release(streams)
+
+    def announce(self, queries: Sequence[Query]) -> None:
+        """Say what is asked next, for an engine that can look at its frames meanwhile.
+
+        Args:
+            queries: The questions of the call after the next one.
+        """
+        announce = getattr(self._engine, "announce", None)
+        if announce is not None:
+            announce(self._prompts(queries))
+
+    def forget(self) -> None:
+        """Let the engine forget all that it kept or learnt, if it does such things."""
+        forget = getattr(self._engine, "forget", None)
+        if forget is not None:
+            forget()
+
+    def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        """What the engine is asked about some queries."""
+        raise NotImplementedError
 
     def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
         """Answer the queries of one batch."""

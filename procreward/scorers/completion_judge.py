@@ -223,6 +223,10 @@ class CompletionJudge(ModelScorer[JudgeOptions]):
             scores.append(self._judge(query, nll, answer, chosen))
         return scores
 
+    def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        fixed = [self._fixed(query) for query in queries]
+        return [self._prompt(query, view) for query in fixed for view in self._views(query)]
+
     def _fixed(self, query: Query) -> Query:
         check_query(query)
         count = self._options.num_frames

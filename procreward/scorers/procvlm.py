@@ -169,8 +169,11 @@ class ProcVLM(ModelScorer[ProcVLMOptions]):
         }
 
     def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
-        prompts = [self._prompt(query) for query in queries]
+        prompts = self._prompts(queries)
         return self._expect(prompts) if self._options.expects else self._generate(prompts)
+
+    def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        return [self._prompt(query) for query in queries]
 
     def _prompt(self, query: Query) -> Prompt:
         check_query(query)

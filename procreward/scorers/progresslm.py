@@ -223,11 +223,14 @@ class ProgressLM(ModelScorer[ProgressLMOptions]):
 
     def _score_batch(self, queries: Sequence[Query]) -> list[Score]:
         answers = self._engine.generate(
-            [self._prompt(query) for query in queries],
+            self._prompts(queries),
             max_new_tokens=self._token_limit,
             stop=THINK_STOP if self._options.think else NOTHINK_STOP,
         )
         return [self._read(answer) for answer in answers]
+
+    def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        return [self._prompt(query) for query in queries]
 
     def _prompt(self, query: Query) -> Prompt:
         check_query(query)

@@ -193,6 +193,9 @@ class TOPReward(ModelScorer[TOPRewardOptions]):
             for query, (true, false) in zip(fixed, answer.nll, strict=True)
         ]
 
+    def _prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        return [self._prompt(self._fixed(query)) for query in queries]
+
     def _fixed(self, query: Query) -> Query:
         check_query(query)
         return fixed_length(query, self._options.num_frames, self._options.sampling)

@@ -238,3 +238,35 @@ def test_a_prompt_that_never_fits_is_a_model_error(
     monkeypatch.setattr(engine._decoder, "forward", never)
     with pytest.raises(ModelError, match="Not enough memory"):
         engine.generate([ask(3)], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["strict", "fast"])
+def test_what_is_announced_changes_no_answer(loaded: LoadedModel, exact: bool) -> None:
+    plain, engine = FastEngine(loaded, exact=exact), FastEngine(loaded, exact=exact)
+    calls = [[ask(step, stream=stream) for stream in "ab"] for step in range(6)]
+    expected = [plain.generate(call, max_new_tokens=8) for call in calls]
+    found = []
+    for number, call in enumerate(calls):
+        for following in calls[number + 1 : number + 2]:
+            engine.announce(following)
+        found.append(engine.generate(call, max_new_tokens=8))
+    assert found == expected
+    assert engine.stats == plain.stats
+
+
+def test_an_engine_that_forgets_is_as_new(loaded: LoadedModel) -> None:
+    engine = FastEngine(loaded)
+    demo = Clip(frames=DEMO, keys=tuple(("demo", "", one) for one in range(len(DEMO))))
+    prompts = [
+        Prompt(parts=(demo, window(step, stream=stream), "lift it"), stream=stream)
+        for step in (0, 4)
+        for stream in "ab"
+    ]
+    first = engine.generate(prompts, max_new_tokens=8)
+    before = engine.stats
+    engine.forget()
+    assert engine.generate(prompts, max_new_tokens=8) == first
+    after = engine.stats
+    for name in ("frames_encoded", "frames_reused", "tokens_read", "tokens_reused", "passes"):
+        assert getattr(after, name) == 2 * getattr(before, name), name
+    assert after.drafts_offered == 2 * before.drafts_offered

@@ -197,6 +197,12 @@ class PrefixStore:
             for name in [name for name in self._streams if owned_by(name, stream)]:
                 self._drop_stream(name)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._shared.clear()
+        self._streams.clear()
+        self._bytes = 0
+
     def _drop_stream(self, name: str) -> None:
         prefix = self._streams.pop(name, None)
         self._bytes -= prefix.nbytes if prefix is not None else 0

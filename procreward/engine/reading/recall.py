@@ -94,6 +94,10 @@ class Recall:
         """
         self._store.release(streams)
 
+    def forget(self) -> None:
+        """Forget everything."""
+        self._store.clear()
+
     def _look_up(self, rows: Sequence[Row]) -> None:
         """Find the longest known head of each row."""
         unknown: dict[bytes, list[Row]] = {}

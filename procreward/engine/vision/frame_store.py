@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -211,6 +212,7 @@ class FrameEncoder:
         self._encoded = 0
         self._reused = 0
         self._warned = False
+        self._announced: list[Clip] = []
 
     @property
     def stats(self) -> EncoderStats:
@@ -231,6 +233,51 @@ class FrameEncoder:
         """
         with self._lock:
             self._store.release(streams)
+
+    def forget(self) -> None:
+        """Forget all frames."""
+        with self._lock:
+            self._store = FrameStore(self._max_bytes)
+            self._announced = []
+
+    def announce(self, clips: Iterable[Clip]) -> None:
+        """Say which clips are encoded next; those whose frames have keys are encoded ahead.
+
+        Args:
+            clips: In the order in which they will be given to :meth:`encode`.
+        """
+        # With several threads for a product, two products at a time take longer than one after the
+        # other; on an accelerator they would share memory that is measured meanwhile.
+        if self._device.type == "cpu" and torch.get_num_threads() == 1 and self._max_bytes:
+            self._announced += [clip for clip in clips if clip.keys is not None]
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Encode what was announced on a thread, while something else runs in the context."""
+        clips, self._announced = self._announced, []
+        if not clips:
+            yield
+            return
+        thread = threading.Thread(target=self._encode_ahead, args=(clips,), name="encode-ahead")
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    @torch.inference_mode()
+    def _encode_ahead(self, clips: Sequence[Clip]) -> None:
+        try:
+            with self._lock:
+                plan = self._plan(clips)
+                if plan.misses:
+                    self._encode_misses(plan)
+                self._encoded += plan.encoded
+                # They count as reused when they are asked for.
+                self._reused -= plan.encoded
+        except Exception as error:
+            # It comes again where somebody waits for the frames.
+            logger.debug("encoding ahead failed: %r", error)
 
     def encode(self, clips: Sequence[Clip]) -> list[Features]:
         """Encode clips.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,66 @@ def test_features_found_again_are_the_same_to_the_bit() -> None:
     first = used.encode([window([0, 1, 2, 3])])[0]
     again = used.encode([window([2, 3, 4])])[0]
     assert torch.equal(again.levels[:, :4], first.levels[:, 4:])
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_what_is_announced_is_encoded_meanwhile_and_the_same_to_the_bit() -> None:
+    used, other = encoder(), encoder()
+    first, second = window([0, 1, 2, 3]), window([2, 3, 4, 5])
+    used.announce([second, window([9], keyed=False)])
+    used.encode([first])
+    with used.ahead():
+        pass
+    assert used.stats.frames_kept == 6
+    found = used.encode([second])[0]
+    other.encode([first])
+    assert torch.equal(found.levels, other.encode([second])[0].levels)
+    assert counts(used) == counts(other) == (6, 2)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_announcing_does_nothing_twice_and_hides_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    used = encoder()
+    odd = replace(window([0, 1]), keys=(("env0", "front", 0),))
+    used.announce([odd])
+    with caplog.at_level(logging.DEBUG), used.ahead():
+        pass
+    assert "encoding ahead failed" in caplog.text
+    with used.ahead():
+        assert used.stats.frames_kept == 0
+    with pytest.raises(ConfigError, match="keys"):
+        used.encode([odd])
+
+
+def test_with_several_threads_nothing_is_encoded_ahead() -> None:
+    used, before = encoder(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        used.announce([window([0, 1])])
+    finally:
+        torch.set_num_threads(before)
+    with used.ahead():
+        pass
+    assert used.stats.frames_kept == 0
+
+
+def test_all_is_forgotten() -> None:
+    used = encoder()
+    used.encode([window([0, 1])])
+    used.forget()
+    assert used.stats.frames_kept == used.stats.bytes_kept == 0
+    used.encode([window([0, 1])])
+    assert counts(used) == (4, 0)
 
 
 def test_padding_is_encoded_once() -> None:
