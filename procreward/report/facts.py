@@ -192,4 +192,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:+.2f}".replace("-", _MINUS)
+    if value is None:
+        return _UNKNOWN
+    text = f"{value:+.2f}"
+    return "0.00" if float(text) == 0.0 else text.replace("-", _MINUS)

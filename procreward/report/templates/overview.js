@@ -7,7 +7,7 @@
   /** Equal bins over [low, high] with round edges where the range is free. */
   function edges(values) {
     const low = Math.min(...values), high = Math.max(...values);
-    if (low === high) return [low, low + 1];
+    if (low === high) return [-2, -1, 0, 1, 2, 3].map((n) => low + n).filter((edge) => edge >= 0);
     const rough = (high - low) / 10, power = 10 ** Math.floor(Math.log10(rough));
     const step = Math.max(1, [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= rough));
     const found = [];
