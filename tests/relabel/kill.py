@@ -1,5 +1,7 @@
 """Runs of the relabeller that are killed at random moments: ``python -m tests.relabel.kill``.
 
+LeRobot datasets are rewritten too.
+
 A process that has imported everything forks the runs, so that a run costs nothing but its own work.
 """
 
@@ -20,7 +22,7 @@ from procreward.relabel.readings import read_readings
 from procreward.relabel.sidecar import need_pyarrow
 
 # What changes files; the process ends just before one of them.
-EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+EVENTS = ("open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 
 def config_of(source: Path, out: Path, log: Path) -> RelabelConfig:
@@ -34,6 +36,7 @@ def config_of(source: Path, out: Path, log: Path) -> RelabelConfig:
         window_frames=2,
         group_episodes=2,
         on_error="skip",
+        rewrite=(source / "meta").is_dir(),
     )
 
 
@@ -70,7 +73,8 @@ def _die_before(out: Path, number: int) -> None:
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal count
-        if event in EVENTS and str(arguments[0]).startswith(str(out)):
+        place = arguments[1] if event == "os.link" else arguments[0] if arguments else ""
+        if event in EVENTS and str(place).startswith(str(out)):
             count += 1
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -93,7 +97,7 @@ def main(source: Path, work: Path, kills: int, seed: int) -> dict[str, int]:
     assert os.waitpid(run(config), 0)[1] >> 8 == 1  # one episode is skipped
     takes = time.perf_counter() - started
     expected, whole = tree(config.out), asked(log)
-    out, done, ended, most = work / "killed", 0, 0, 0
+    out, done, ended, most, writing = work / "killed", 0, 0, 0, 0
     config = config_of(source, out, log)
     while done < kills or ended == 0 or out.exists():
         log.unlink(missing_ok=True)
@@ -101,7 +105,8 @@ def main(source: Path, work: Path, kills: int, seed: int) -> dict[str, int]:
         most = max(most, len(before))
         by_event = draw.random() < 0.5
         killing = done < kills
-        child = run(config, draw.randint(1, 120) if by_event and killing else None)
+        events = 260 if config.rewrite else 120
+        child = run(config, draw.randint(1, events) if by_event and killing else None)
         if killing and not by_event:
             time.sleep(draw.uniform(0.0, takes))
             os.kill(child, signal.SIGKILL)
@@ -110,6 +115,7 @@ def main(source: Path, work: Path, kills: int, seed: int) -> dict[str, int]:
         assert not repeated, repeated
         if os.WIFSIGNALED(status):
             done += 1
+            writing += (out / ".staged" / "dataset").exists() or (out / "dataset").exists()
             continue
         assert status >> 8 == 1, status
         found = tree(out)
@@ -118,7 +124,13 @@ def main(source: Path, work: Path, kills: int, seed: int) -> dict[str, int]:
         assert not changed, changed
         ended += 1
         os.rename(out, work / f"done-{ended}")
-    return {"kills": done, "ended": ended, "queries": len(whole), "most_published": most}
+    return {
+        "kills": done,
+        "ended": ended,
+        "queries": len(whole),
+        "most_published": most,
+        "killed_writing": writing,
+    }
 
 
 if __name__ == "__main__":
