@@ -202,9 +202,9 @@ def worker_size(config: RayConfig, reward: RewardConfig, nodes: Sequence[WorkerS
     if cpus is None:
         cpus = 2.0
         for node in nodes:
-            share = node.cpus / (node.gpus / gpus if gpus else 1)
+            share = int(node.cpus * gpus / node.gpus) if node.gpus and gpus else int(node.cpus)
             if node.gpus >= gpus and share >= 1:
-                cpus = min(cpus, float(int(share)))
+                cpus = min(cpus, float(share))
     return WorkerSize(cpus=cpus, gpus=gpus)
 
 

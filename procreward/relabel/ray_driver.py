@@ -54,6 +54,7 @@ PLACE_WARNING_S = 30.0
 _LOOK_S = 0.5
 _REPORT = "report"
 _REASON_LENGTH = 300
+_AFTER_NAMES = "The actor is dead because "
 
 Job = tuple[int, GroupJob]
 
@@ -279,7 +280,7 @@ class _Crew:
         """Replace a worker that died, and have its group asked about again."""
         self._hands.remove(hand)
         self._kill(hand)
-        reason = " ".join(str(error).split())[:_REASON_LENGTH]
+        reason = _reason(error)
         if hand.job is None:
             self._failed_starts += 1
             if self._failed_starts >= MOST_DEATHS:
@@ -362,6 +363,12 @@ class _Crew:
     def _free(self) -> str:
         free = self._ray.available_resources()
         return str(WorkerSize(cpus=free.get("CPU", 0.0), gpus=free.get("GPU", 0.0)))
+
+
+def _reason(error: Exception) -> str:
+    """Return what Ray says of a death, without the names of its objects that come first."""
+    text = " ".join(str(error).split())
+    return (text.partition(_AFTER_NAMES)[2] or text)[:_REASON_LENGTH]
 
 
 def _is_ours(error: Any) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,3 +63,35 @@ class Mute(Grey):
 
     def score(self, queries: Sequence[Query]) -> list[Score]:
         return [Score(reason="unparsable", text="hm") for _ in queries]
+
+
+class Mortal(Grey):
+    """Does what the files beside its log say: waits for others, or kills its own process.
+
+    ``processes`` is a folder in which every process leaves what it is like; ``gather`` holds how
+    many of them must be there before anything is answered; ``hold`` an instruction that is not
+    answered while the file is there; ``kill`` one at which the process dies, as often as there are
+    further lines.
+    """
+
+    def score(self, queries: Sequence[Query]) -> list[Score]:
+        assert self.log is not None
+        folder = self.log.parent
+        processes, asked = folder / "processes", {query.instruction for query in queries}
+        if processes.is_dir():
+            names = ("MUJOCO_GL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+            about = {name: os.environ.get(name) for name in names} | {"folder": os.getcwd()}
+            (processes / str(os.getpid())).write_text(json.dumps(about))
+        while (least := _read(folder / "gather")) and len(list(processes.iterdir())) < int(least):
+            time.sleep(0.02)
+        while _read(folder / "hold") in asked:
+            time.sleep(0.02)
+        victim, *times = _read(folder / "kill").splitlines() or [""]
+        if times and victim in asked:
+            (folder / "kill").write_text("\n".join([victim, *times[1:]]))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(queries)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
