@@ -149,6 +149,7 @@ class _Hand:
     waits_for: Any
     node: str = ""
     job: Job | None = None
+    coming: int | None = None
     counted: int = 0
     report: Any = None
 
@@ -172,6 +173,7 @@ class _Crew:
         self._ray, self._size, self._source, self._on_frames = ray, size, source, on_frames
         self._jobs, self._over = jobs, False
         self._again: deque[Job] = deque()
+        self._promised: dict[int | None, Job] = {}
         self._episodes = {episode.index: episode for episode in source.episodes}
         self._surroundings = Surroundings.here(gpus=size.gpus)
         self._hands: list[_Hand] = []
@@ -223,15 +225,33 @@ class _Crew:
         """Give every worker that is free a group; False when all groups are done."""
         for hand in self._hands:
             if hand.ready and hand.job is None:
-                job = self._again.popleft() if self._again else next(self._jobs, None)
+                job = self._next(hand)
                 if job is None:
                     self._over = True
                     break
-                prints = fingerprints(job[1], self._source, self._episodes)
-                hand.job, hand.counted = job, 0
-                hand.waits_for = hand.actor.ask.remote(*job, prints)
+                self._give(hand, job)
         busy = any(hand.job for hand in self._hands)
         return busy or bool(self._again) or not self._over
+
+    def _next(self, hand: _Hand) -> Job | None:
+        """Choose a group for a worker: one it has decoded, one nobody has, or another's."""
+        if self._again:
+            return self._again.popleft()
+        if hand.coming in self._promised:
+            return self._promised.pop(hand.coming)
+        job = next(self._jobs, None)
+        if job is None and self._promised:
+            job = self._promised.popitem()[1]
+        return job
+
+    def _give(self, hand: _Hand, job: Job) -> None:
+        coming = next(self._jobs, None)
+        hand.job, hand.counted, hand.coming = job, 0, None
+        if coming is not None:
+            hand.coming = coming[0]
+            self._promised[coming[0]] = coming
+        prints = fingerprints(job[1], self._source, self._episodes)
+        hand.waits_for = hand.actor.ask.remote(*job, prints, coming)
 
     def _settle(self, hand: _Hand) -> tuple[int, GroupResult] | None:
         """Take what a worker has to say; None if that is no result."""

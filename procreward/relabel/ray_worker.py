@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ from procreward.errors import ConfigError, DatasetError, ProcrewardError
 from procreward.registry import register_scorer, registered_scorers
 from procreward.relabel.episodes import Episode, Source
 from procreward.relabel.formats import open_source
-from procreward.relabel.scoring import GroupJob, GroupResult, score_group
+from procreward.relabel.scoring import AHEAD_BYTES, GroupJob, GroupResult, OpenGroup
 
 __all__ = ["Answered", "Surroundings", "Worker", "fingerprints"]
 
@@ -106,6 +106,7 @@ class Worker:
         self._node = os.uname().nodename
         self._source: Source | None = None
         self._episodes: Mapping[int, Episode] = {}
+        self._coming: tuple[int, OpenGroup] | None = None
         self._done = (-1, 0)
 
     def begin(self, surroundings: Surroundings, path: str, format: str) -> tuple[str, list[str]]:
@@ -162,13 +163,20 @@ class Worker:
         except ProcrewardError as error:
             raise DatasetError(f"The node {self._node!r} cannot read it: {error}") from error
 
-    def ask(self, number: int, job: GroupJob, expected: tuple[str, ...]) -> Answered:
+    def ask(
+        self,
+        number: int,
+        job: GroupJob,
+        expected: tuple[str, ...],
+        coming: tuple[int, GroupJob] | None = None,
+    ) -> Answered:
         """Ask about a group.
 
         Args:
             number: Of the group.
             job: What is asked.
             expected: Fingerprints of its episodes where the job was made.
+            coming: What is likely to be asked next, whose pictures are decoded meanwhile.
 
         Raises:
             DatasetError: If this machine sees another dataset.
@@ -181,9 +189,27 @@ class Worker:
                 f"The node {self._node!r} has another dataset at {job.source!r}: sizes or times of "
                 "its files differ. Put it on storage that all machines share."
             )
-        with _listening() as logged:
-            result = score_group(job, self._source, on_frames=self._count)
+        with _listening() as logged, self._opened(number, job) as group:
+            if coming is not None:
+                # What is wrong with it is said when it is asked about.
+                with suppress(ProcrewardError, LookupError, OSError):
+                    self._coming = coming[0], self._open_group(coming[1], after=group)
+            result = group.score(self._count)
         return Answered(result=result, logged=tuple(logged))
+
+    def _opened(self, number: int, job: GroupJob) -> OpenGroup:
+        """Return the group that is decoded already, if it is this one."""
+        found, self._coming = self._coming, None
+        if found is not None and found[0] == number:
+            return found[1]
+        if found is not None:
+            found[1].close()
+        return self._open_group(job)
+
+    def _open_group(self, job: GroupJob, after: OpenGroup | None = None) -> OpenGroup:
+        assert self._source is not None
+        # Two are open at a time.
+        return OpenGroup(job, self._source, ahead_bytes=AHEAD_BYTES // 2, after=after)
 
     def _count(self, frames: int) -> None:
         number, done = self._done

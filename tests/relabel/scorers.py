@@ -78,10 +78,12 @@ class Mortal(Grey):
         assert self.log is not None
         folder = self.log.parent
         processes, asked = folder / "processes", {query.instruction for query in queries}
-        if processes.is_dir():
+        own = processes / str(os.getpid())
+        if processes.is_dir() and not own.is_file():
             names = ("MUJOCO_GL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
             about = {name: os.environ.get(name) for name in names} | {"folder": os.getcwd()}
-            (processes / str(os.getpid())).write_text(json.dumps(about))
+            (folder / own.name).write_text(json.dumps(about))
+            (folder / own.name).rename(own)
         while (least := _read(folder / "gather")) and len(list(processes.iterdir())) < int(least):
             time.sleep(0.02)
         while _read(folder / "hold") in asked:

@@ -56,6 +56,21 @@ def test_asks_as_this_process_does(config: RelabelConfig, caplog: pytest.LogCapt
     assert "Episode 'b' cannot be read" in logged[2]
 
 
+def test_what_comes_next_is_decoded(config: RelabelConfig) -> None:
+    config = config.replace(group_episodes=1)
+    plan, worker = prepare(config), Worker()
+    worker.begin(Surroundings.here(gpus=0), str(plan.source.root), "frames")
+    episodes = {one.index: one for one in plan.source.episodes}
+    jobs = [plan.job(number) for number in (0, 1)]
+    prints = [fingerprints(job, plan.source, episodes) for job in jobs]
+    alone = [score_group(job, plan.source).episodes for job in jobs]
+    for asked in ([0, 1], [0, 0]):  # the second time something else is asked after all
+        first, second = asked
+        found = worker.ask(first, jobs[first], prints[first], (1, jobs[1])).result.episodes
+        assert found == alone[first]
+        assert worker.ask(second, jobs[second], prints[second]).result.episodes == alone[second]
+
+
 def test_surroundings(config: RelabelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.delenv("OMP_NUM_THREADS")
