@@ -123,7 +123,9 @@ class RelabelConfig:
     max_consecutive_failures: int = 10
     """Calls in a row without any answer after which the run stops."""
     dry_run: bool = False
-    """Check everything, say what would be done and what it takes, and do nothing."""
+    """Check everything, say what would be done and what it takes, and write nothing."""
+    estimate: bool = True
+    """With --dry-run: load the models and time a few queries, to say how long it would take."""
     overwrite: bool = False
     """Replace labels in OUT that were made with other settings; readings are kept and used."""
 

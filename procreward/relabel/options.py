@@ -97,7 +97,8 @@ def run_relabel(options: RelabelOptions, say: Callable[[str], object]) -> Relabe
     check_installed()
     if options.dry_run:
         text = planned(config, options.reward_config())
-        report = relabel(options, say)
+        # The models belong on the workers, which this machine may know nothing of.
+        report = relabel(options.replace(estimate=False), say)
         say(text)
         return report
     with RayDriver(config) as driver:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,6 @@ from procreward.config import as_json
 from procreward.errors import ConfigError, DatasetError, InstructionError
 from procreward.instruction import check_instruction
 from procreward.plan import StreamPlan
-from procreward.registry import built_scorer
 from procreward.relabel.cache import Cache, Known, cache_key
 from procreward.relabel.config import RelabelConfig, parse_options, select
 from procreward.relabel.episodes import Episode, Source, Writer
@@ -154,24 +152,6 @@ class RelabelPlan:
             return needed
         estimate = getattr(self.writer, "disk_bytes", None)
         return needed + (int(estimate(self.source)) if estimate else _data_bytes(self.source.root))
-
-    def seconds_per_query(self) -> float | None:
-        """Return what one query takes, by asking one; None if the models are not loaded."""
-        handles = [self.stream.scorer, *([self.stream.judge] if self.stream.judge else [])]
-        if not self.episodes or any(built_scorer(handle) is None for handle in handles):
-            return None
-        from procreward.session import EpisodeStream
-
-        episode, stream = self.episodes[0], EpisodeStream(self.stream)
-        pictures = self.showing.show(self.source.frames(episode, self.showing.views))
-        runner = self.stream.runner()
-        dues = stream.begin(next(pictures), episode.instruction)
-        pictures.close()
-        started = time.perf_counter()
-        runner.run(dues)
-        taken = time.perf_counter() - started
-        runner.release(stream.end())
-        return taken / len(dues)
 
 
 def _identities(source: Source, episodes: Sequence[Episode]) -> dict[int, tuple[int, str, str]]:

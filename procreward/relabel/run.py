@@ -20,6 +20,7 @@ from procreward.relabel.cache import portable
 from procreward.relabel.config import RelabelConfig
 from procreward.relabel.deriving import derive
 from procreward.relabel.episodes import Episode, EpisodeLabels, Source
+from procreward.relabel.estimate import estimate
 from procreward.relabel.plan import RELABEL_JSON, RelabelPlan, check_out, prepare
 from procreward.relabel.publishing import FolderLock, check_free_space, publish, remove
 from procreward.relabel.readings import EpisodeReadings
@@ -152,7 +153,7 @@ def relabel(
     plan = prepare(config)  # what is wrong is said before the folder is made
     if config.dry_run:
         needed = plan.bytes_needed()
-        say(_described(plan, plan.seconds_per_query(), needed))
+        say(_described(plan, needed))
         check_free_space(config.out, needed)
         return RelabelReport(out=config.out)
     with FolderLock(config.out):
@@ -170,9 +171,8 @@ def relabel(
     return report
 
 
-def _described(plan: RelabelPlan, seconds: float | None, needed: int) -> str:
+def _described(plan: RelabelPlan, needed: int) -> str:
     queries = plan.queries_left()
-    took = "unknown until the model is loaded" if seconds is None else f"{queries * seconds:.0f} s"
     done = len(plan.groups) - len(plan.unfinished)
     lines = [
         f"{plan.source.root}: {plan.source.format}, {len(plan.episodes)} of "
@@ -181,10 +181,25 @@ def _described(plan: RelabelPlan, seconds: float | None, needed: int) -> str:
         f"scorer: {plan.stream.scorer.preset.name}"
         + ("" if plan.stream.judge is None else f", judge: {plan.stream.judge.preset.name}"),
         f"groups: {len(plan.groups)}, {done} of them done",
-        f"queries to ask: about {queries}, time: {took}",
+        f"queries to ask: about {queries}, time: {_time(plan, queries)}",
         f"disk: about {needed / 1e6:.1f} MB in {plan.config.out}",
     ]
     return "\n".join(lines)
+
+
+def _time(plan: RelabelPlan, queries: int) -> str:
+    """Say how long asking will take."""
+    if not queries:
+        return "none"
+    if not plan.config.estimate:
+        return "not estimated"
+    found = estimate(plan)
+    if found is None:
+        return "unknown, since no query was answered"
+    timed, seconds = found
+    total = queries * seconds
+    amount = f"{total:.0f} s" if total < 600 else f"{total / 3600:.1f} h"
+    return f"about {amount} (from {timed} queries; larger calls take less per query)"
 
 
 @dataclass(slots=True, kw_only=True)

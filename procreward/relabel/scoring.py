@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -233,6 +234,19 @@ class OpenGroup:
             waited_s=sum(one.waited_s for one in self._asking),
             account=_account(self._plan) if self._asked else {},
         )
+
+    def time_queries(self) -> tuple[int, float]:
+        """Ask the first queries and time what follows; the readings are of no use.
+
+        Returns:
+            Queries that were timed and answered, and seconds, those of their pictures included.
+        """
+        self._ask(self._collect(lambda count: None))  # which loads the models
+        raised, started = self._raised, time.perf_counter()
+        batch = self._collect(lambda count: None)
+        self._ask(batch)
+        taken = time.perf_counter() - started
+        return sum(len(dues) for _, dues in batch) - (self._raised - raised), taken
 
     def _readings(
         self, episode: Episode, job: EpisodeJob, readings: list[Reading], error: str

@@ -276,10 +276,25 @@ def test_dry_run_writes_nothing(make: Make, tmp_path: Path) -> None:
     relabel(make(dry_run=True), said.append)
     assert not (tmp_path / "out").exists()
     assert "3 of 3 episodes, 29 frames" in said[0]
-    assert "queries to ask: about 11, time: unknown until the model is loaded" in said[0]
-    run(make())  # which loads it
+    assert "queries to ask: about 11, time: about 0 s (from 5 queries;" in said[0]
+    relabel(make(dry_run=True, estimate=False), said.append)
+    assert "queries to ask: about 11, time: not estimated" in said[1]
+    run(make())
     relabel(make(dry_run=True, every_k_frames=2, overwrite=True), said.append)
-    assert "queries to ask: about 6, time: 0 s" in said[1]
+    assert "queries to ask: about 6, time: about 0 s (from 7 queries;" in said[2]
+    relabel(make(dry_run=True), said.append)
+    assert "queries to ask: about 0, time: none" in said[3]
+
+
+def test_a_dry_run_says_what_the_model_would_not_do(make: Make, tmp_path: Path) -> None:
+    said: list[str] = []
+    relabel(make(dry_run=True, scorer="grey-down"), said.append)
+    assert "time: unknown, since no query was answered" in said[0]
+    (tmp_path / "frames" / "ep_0" / "001.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match="ep_0"):
+        relabel(make(dry_run=True), said.append)
+    relabel(make(dry_run=True, on_error="skip"), said.append)
+    assert "time: about 0 s" in said[1]
 
 
 def test_broken_episodes(tmp_path: Path, make: Make) -> None:
