@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ from procreward import registry
 from procreward.config import RewardConfig
 from procreward.errors import DatasetError, FrameError, ScorerFailedError
 from procreward.relabel import scoring
+from procreward.relabel.episodes import Episode
 from procreward.relabel.readings import Reading
 from procreward.relabel.run import run_jobs
 from procreward.relabel.scoring import EpisodeJob, GroupJob, GroupResult, score_group
-from procreward.types import Score
+from procreward.types import Frame, Score
 from tests.helpers import Recorder
 from tests.relabel.scorers import Down, Grey
 from tests.relabel.sets import InMemory, ramp, write_frames
@@ -232,17 +234,21 @@ def test_long_windows_make_calls_smaller(monkeypatch: pytest.MonkeyPatch) -> Non
     assert scorer.batches == [4, 8, 8, 4]
 
 
-def test_the_time_without_pictures_is_told() -> None:
-    source = InMemory(ramp(9))
-    slow = source.frames
+def test_slow_pictures_change_the_time_but_no_call() -> None:
+    source, scorer, other = InMemory(*[ramp(19), ramp(11), ramp(15)]), Grey(), Grey()
+    fast = score_group(job(source, scorer, batch_queries=6), source)
+    at_once = source.frames
 
-    def frames(*arguments: Any) -> Any:
-        for pictures in slow(*arguments):
-            time.sleep(0.002)
+    def frames(episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
+        for number, pictures in enumerate(at_once(episode, views)):
+            time.sleep(0.003 * ((number * (1 + episode.index)) % 3))
             yield pictures
 
-    source.frames = frames  # type: ignore[method-assign]  # a slower one
-    assert score_group(job(source, Grey()), source).waited_s > 0.0
+    source.frames = frames  # type: ignore[method-assign]  # slower ones
+    slow = score_group(job(source, other, batch_queries=6), source)
+    assert slow.episodes == fast.episodes
+    assert other.batches == scorer.batches
+    assert slow.waited_s > 0.0
 
 
 def test_the_job_can_be_sent_elsewhere(tmp_path: Any) -> None:
