@@ -1,4 +1,4 @@
-"""How fast recordings are relabelled, against the loop that one would write without this package.
+r"""How fast recordings are relabelled, against the loop that one would write without this package.
 
 The **naive loop** takes one frame after the other: it seeks to the window's frames in the video
 and decodes them (in this process, by OpenCV, where that is installed), preprocesses them with the
@@ -7,7 +7,8 @@ processor of transformers, and has the model ``generate`` the whole answer, one 
 videos, windows, prompts and weights, load nothing inside of what is timed, and run in turns::
 
     OMP_NUM_THREADS=1 python benchmarks/relabel.py --out benchmarks/results/relabel_cpu.json
-    python benchmarks/relabel.py --device cuda --model full --out relabel_cuda.json
+    python benchmarks/relabel.py --device cuda --model full --most-frames 60 --naive-frames 16 \
+        --step-episodes 1 --repetitions 2 --out relabel_cuda.json
 
 * ``speedup_vs_naive``: frames per second, ours over the naive loop's, every frame asked about
   (``--every-k-frames 1``); the naive loop's cost of a frame is that of ``--naive-frames`` frames
@@ -15,9 +16,10 @@ videos, windows, prompts and weights, load nothing inside of what is timed, and 
   on seeking and decoding.
 * ``disagreements``: frames of the naive loop whose progress is another one than ours.
 * ``decode_share``: share of the time for which the model stands still for pictures.
-* ``gpu_utilisation``: mean of NVML's samples while ours runs; null, with the reason, without a GPU.
-* ``steps``: milliseconds per frame as the loop becomes ours, on ``--step-episodes`` episodes: every
-  row adds one thing to the row before.
+* ``gpu_utilisation``: mean of the driver's samples while ours runs; null, with the reason, without
+  a GPU.
+* ``steps_ms_per_query``: milliseconds per query as the loop becomes ours, on ``--step-episodes``
+  episodes: every row adds one thing to the row before.
 
 ``--model nano`` is the shipped model on rendered episodes of Lift; ``full`` a Qwen3-VL-2B with
 random weights on drawn pictures, whose answers are imposed (of about ninety tokens; all arithmetic
@@ -33,6 +35,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -112,14 +115,18 @@ class Utilisation:
         self.samples: list[float] = []
         self.reason = ""
         self._device = device
+        self._read = self._by_nvml
         if not device.startswith("cuda"):
             self.reason = "no GPU"
             return
-        try:
-            self._sample()
-        except Exception as error:  # the library that reads it may be absent in several ways
-            self.reason = f"cannot be read: {error}"
-        self.samples.clear()
+        for read in (self._by_nvml, self._by_command):
+            try:
+                read()
+            except Exception as error:  # what reads it may be absent in several ways
+                self.reason = f"cannot be read: {error}"
+            else:
+                self._read, self.reason = read, ""
+                break
 
     @property
     def mean(self) -> float | None:
@@ -136,7 +143,7 @@ class Utilisation:
 
         def watch() -> None:
             while not over.wait(0.2):
-                self._sample()
+                self.samples.append(self._read())
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -144,8 +151,13 @@ class Utilisation:
         over.set()
         thread.join()
 
-    def _sample(self) -> None:
-        self.samples.append(torch.cuda.utilization(self._device) / 100.0)
+    def _by_nvml(self) -> float:
+        return torch.cuda.utilization(self._device) / 100.0
+
+    def _by_command(self) -> float:
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return float(found.split()[torch.device(self._device).index or 0]) / 100.0
 
 
 def build_case(settings: Settings, folder: Path) -> Case:
