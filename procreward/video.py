@@ -65,7 +65,7 @@ class VideoRecord:
         """Return the record as ProcVLM's tools read it: percent, and 0 where nothing is known."""
         parsed = self.parsed_progress
         return {
-            **dataclasses.asdict(self),
+            **{one.name: getattr(self, one.name) for one in dataclasses.fields(self)},
             "window_frame_indices": list(self.window_frame_indices),
             "progress": 0.0 if self.progress is None else 100.0 * self.progress,
             "parsed_progress": None if parsed is None else 100.0 * parsed,
