@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from procreward.errors import DatasetError, MissingDependencyError
 from procreward.types import Frame
 
-__all__ = ["Clip", "encode_clip"]
+__all__ = ["Clip", "encode_clip", "need_ffmpeg"]
 
 # Browsers decode from the last key frame before the place that is asked for.
 _KEY_FRAME_EVERY = 12
@@ -42,6 +43,21 @@ class Clip:
         return self.path.stat().st_size
 
 
+def need_ffmpeg() -> Any:
+    """Import imageio's ffmpeg.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
+        ) from error
+    return imageio_ffmpeg
+
+
 def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: int) -> Clip:
     """Write pictures as an H.264 ``.mp4``, the same bytes for the same pictures.
 
@@ -55,12 +71,6 @@ def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: 
         DatasetError: If there is no picture, or they differ in size.
         MissingDependencyError: If imageio's ffmpeg is not installed.
     """
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
-        ) from error
     first = next(frames, None)
     if first is None:
         raise DatasetError("There are no pictures.")
@@ -71,7 +81,7 @@ def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: 
     options = ["-vf", f"scale={small[0]}:{small[1]}:flags=area", "-crf", str(_QUALITY)]
     options += ["-preset", "fast", "-g", str(_KEY_FRAME_EVERY), "-threads", "1"]
     options += ["-movflags", "+faststart", "-map_metadata", "-1", "-fflags", "+bitexact"]
-    sink = imageio_ffmpeg.write_frames(
+    sink = need_ffmpeg().write_frames(
         str(path),
         (width, height),
         fps=fps,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from procreward.errors import ConfigError, MissingDependencyError
+from procreward.errors import ConfigError
 from procreward.report.chart import (
     BAD,
     DECLARED,
@@ -23,6 +23,7 @@ from procreward.report.chart import (
     draw_chart,
     font,
 )
+from procreward.report.clips import need_ffmpeg
 from procreward.report.records import EpisodeRecord, StepTrace, atomic_path
 from procreward.types import Frame
 
@@ -58,16 +59,10 @@ def write_overlay_video(
         ConfigError: If there is no frame, or the steps do not match frames and trace.
         MissingDependencyError: If imageio's ffmpeg is not installed.
     """
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
-        ) from error
-
+    ffmpeg = need_ffmpeg()
     with atomic_path(path) as staged:
         # Without macro_block_size=1 every picture is resized to multiples of 16.
-        sink = imageio_ffmpeg.write_frames(
+        sink = ffmpeg.write_frames(
             str(staged), (_WIDTH, _HEIGHT), fps=fps, codec="libx264", quality=7, macro_block_size=1
         )
         sink.send(None)

@@ -153,7 +153,7 @@ def test_a_click_on_the_curve_seeks_the_video(tab: Tab) -> None:
     assert tab.cursor() == pytest.approx(0.52, abs=0.03)
     assert tab.texts(".words") != words
     assert tab.texts("#clock")[0].startswith("step 12 / 23")
-    assert "t=1.20" in tab.ask("location.hash")
+    tab.wait(lambda: "t=1.20" in tab.ask("location.hash"))
     assert tab.ask("document.getElementById('chart').getAttribute('aria-valuenow')") == "12"
     tab.click_curve(0.0)
     tab.wait(lambda: tab.time() < 0.11)
@@ -164,14 +164,15 @@ def test_the_cursor_follows_the_video(tab: Tab) -> None:
     tab.open("#episode=1")
     tab.ready()
     words, start = tab.texts(".words"), tab.cursor()
+    tab.page.select_option("#speed", "0.25")  # machines may be slow
     tab.page.keyboard.press("Space")
-    tab.wait(lambda: tab.cursor() > start + 0.2)
-    assert tab.time() > 0.3
+    tab.wait(lambda: tab.cursor() > start + 0.05)
     tab.wait(lambda: tab.texts(".words") != words)
     tab.page.keyboard.press("Space")
     tab.wait(lambda: tab.ask("document.querySelector('video').paused"))
-    place = tab.cursor()
-    assert tab.time() * 10 - 0.5 == pytest.approx(23 * place, abs=1.5)
+    assert tab.time() > 0.1
+    assert tab.time() * 10 - 0.5 == pytest.approx(23 * tab.cursor(), abs=0.3)
+    tab.page.select_option("#speed", "4")
     # At the end it stops, at the last step.
     tab.page.keyboard.press("End")
     tab.page.keyboard.press(",")

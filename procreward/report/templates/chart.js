@@ -2,7 +2,7 @@
 // The curve under the video. Time runs in steps; a click or a drag asks to go there.
 (() => {
   const { svg, el } = Report;
-  const LEFT = 58, RIGHT = 14, TOP = 18, AXIS = 24, GAP = 12, LANE = 14;
+  const LEFT = 66, RIGHT = 14, TOP = 18, AXIS = 24, GAP = 12, LANE = 14;
   const f = (value) => value.toFixed(1);
 
   /** Corners of a curve that is held from step to step; unknown values leave gaps. */

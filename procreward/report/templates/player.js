@@ -28,6 +28,7 @@
         "aria-label": `Video of ${row.name}`,
         onended: () => { this.pause(); this.arrive(this.steps); },
         onclick: () => this.toggle(),
+        onerror: () => this.fail(),
       });
       this.video.muted = true;
       box.replaceChildren(this.video);
@@ -73,17 +74,34 @@
       if (!this.playing) return;
       this.playing = false;
       cancelAnimationFrame(this.request);
-      if (this.video) this.video.pause();
+      if (this.video) {
+        this.video.pause();
+        this.look();
+      }
       this.onState(false);
     }
 
     follow() {
       this.request = requestAnimationFrame(() => {
         if (!this.playing) return;
-        if (this.video) this.arrive(Math.min(this.lastFrame, Math.max(0, this.video.currentTime * this.fps - 0.5)));
+        if (this.video) this.look();
         else if (!this.tick()) return;
         this.follow();
       });
+    }
+
+    /** Take the step from the video; a picture is at its place when half of its time is over. */
+    look() {
+      this.arrive(Math.min(this.lastFrame, Math.max(0, this.video.currentTime * this.fps - 0.5)));
+    }
+
+    /** Without H.264 in the browser the curve is walked through by a clock. */
+    fail() {
+      if (!this.url || !this.video) return;
+      this.pause();
+      this.video = null;
+      get("video-box").classList.add("empty");
+      get("video-box").replaceChildren(el("p", {}, "This browser cannot play the video (H.264)."));
     }
 
     tick() {
@@ -97,8 +115,10 @@
 
     close() {
       this.pause();
-      if (this.video) { this.video.removeAttribute("src"); this.video.load(); }
-      if (this.url) URL.revokeObjectURL(this.url);
+      const { video, url } = this;
+      this.video = this.url = null;
+      if (video) { video.removeAttribute("src"); video.load(); }
+      if (url) URL.revokeObjectURL(url);
       get("video-box").replaceChildren();
     }
   }

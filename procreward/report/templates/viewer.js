@@ -2,13 +2,16 @@
 // One episode: video, curve, what the model said, what was flagged.
 (() => {
   const { el, get } = Report;
-  let row = null, trace = null, player = null, chart = null, returns = [], shownQuery = null, hidden = new Set();
+  let row = null, trace = null, player = null, chart = null, returns = [], shownQuery = null, hidden = new Set(), noting = 0;
 
   const stepNow = () => (player ? Math.min(trace ? trace.progress.length - 1 : row.length, Math.floor(player.step + 1e-6)) : 0);
 
-  /** Put the place into the address, without a new entry in the history. */
+  /** Put the place into the address, without a new entry in the history; browsers count how often. */
   function note() {
-    history.replaceState(null, "", `${Report.link(row)}&t=${player.time.toFixed(2)}`);
+    clearTimeout(noting);
+    noting = setTimeout(() => {
+      history.replaceState(null, "", `${Report.link(row)}&t=${player.time.toFixed(2)}`);
+    }, 150);
   }
 
   function open(next, seconds) {
@@ -22,6 +25,7 @@
   }
 
   function close() {
+    clearTimeout(noting);
     player?.close();
     chart?.close();
     row = trace = player = chart = shownQuery = null;
@@ -116,14 +120,15 @@
     const about = [];
     if (one.mode) about.push(one.mode);
     if (who === "Scorer" && query.window) about.push(`saw steps ${[...new Set(query.window)].join(", ")}`);
-    for (const [name, value] of Object.entries(one.details || {})) about.push(`${name} ${value}`);
+    const more = Object.entries(one.details || {}).map(([name, value]) => `${name} ${value}`).join(" · ");
     return el("section", { class: "answer", "aria-label": `${who}'s answer` },
       el("header", {},
         el("h3", {}, `${who} at step ${query.step}`),
         who === "Scorer" ? el("span", { class: "age faint" }) : null,
         el("span", { class: "marks" }, verdicts)),
       one.text ? el("pre", { class: "words" }, one.text) : el("p", { class: "faint" }, "No words."),
-      about.length ? el("p", { class: "about faint" }, about.join(" · ")) : null);
+      more ? el("details", { class: "about faint" }, el("summary", {}, about.join(" · ") || "details"), more)
+        : about.length ? el("p", { class: "about faint" }, about.join(" · ")) : null);
   }
 
   function legend() {
@@ -156,7 +161,9 @@
         return `Invalid answer at step ${flag.start}${query?.reason ? `: ${query.reason}` : ""}`;
       },
     };
-    const found = trace ? trace.flags : [];
+    const found = trace ? trace.flags : [], last = row.length;
+    // The large negative bar at the end of a success is what people ask about.
+    get("remark").hidden = !(trace?.terminated && last > 0 && trace.potential[last] === 0 && trace.potential[last - 1] > 0);
     get("flags").replaceChildren(...found.map((flag) => el("button", {
       type: "button", class: `flag ${flag.kind}`, onclick: () => { player.pause(); seek(flag.start); },
     }, words[flag.kind](flag))));
@@ -219,7 +226,10 @@
       get("play").addEventListener("click", () => player.toggle());
       get("to-previous").addEventListener("click", () => query(-1));
       get("to-next").addEventListener("click", () => query(1));
-      get("speed").addEventListener("change", () => player?.setSpeed(Number(get("speed").value)));
+      get("speed").addEventListener("change", () => {
+        player?.setSpeed(Number(get("speed").value));
+        get("speed").blur(); // the space bar is for playing
+      });
     },
     open,
     close() {
