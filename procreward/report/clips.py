@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from procreward.errors import DatasetError, MissingDependencyError
 from procreward.types import Frame
 
-__all__ = ["Clip", "encode_clip", "need_ffmpeg"]
+__all__ = ["Clip", "encode_clip", "in_order", "need_ffmpeg"]
 
 # Browsers decode from the last key frame before the place that is asked for.
 _KEY_FRAME_EVERY = 12
+_MOST_AT_A_TIME = 8  # videos
 _QUALITY = 26  # x264's constant rate factor: smaller is better and larger
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,3 +120,33 @@ def _with_first(first: Frame, frames: Iterator[Frame]) -> Iterator[Frame]:
 
 def _even(pixels: float) -> int:
     return max(2, 2 * round(pixels / 2))
+
+
+def in_order(
+    work: Callable[[_Item], _Result], items: Sequence[_Item]
+) -> Iterator[tuple[_Item, _Result]]:
+    """Do some work on several items at a time, as many as there are processors.
+
+    The work is left to other processes mostly, such as ffmpeg; so threads do.
+
+    Args:
+        work: What is done; called on other threads.
+        items: With what.
+
+    Yields:
+        Item and result in the order of the items. Little is done that nobody asks for.
+    """
+    at_a_time = min(_MOST_AT_A_TIME, len(os.sched_getaffinity(0)))
+    waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+    pool = ThreadPoolExecutor(at_a_time)
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > at_a_time:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

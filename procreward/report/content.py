@@ -102,8 +102,17 @@ def details(entry: Entry, thresholds: Thresholds) -> dict[str, Any]:
         "success": entry.record.success_step,
         "terminated": entry.record.terminated,
         "queries": [_query(one, entry.readings.get(one.step)) for one in trace if one.queried],
-        "flags": [_flag(flag) for flag in find_flags(trace, thresholds)],
+        "flags": [_flag(flag) for flag in _flags(entry, thresholds)],
     }
+
+
+def _flags(entry: Entry, thresholds: Thresholds) -> list[Flag]:
+    """The flags of an episode, with answers that a judge alone failed to give."""
+    found = find_flags(entry.record.trace, thresholds)
+    known = {flag.start for flag in found if flag.kind == "invalid"}
+    failed = [step for step, one in entry.readings.items() if one.reasons and step not in known]
+    found += [Flag(kind="invalid", start=step, end=step) for step in failed]
+    return sorted(found, key=lambda flag: flag.start)
 
 
 def _flag(flag: Flag) -> dict[str, Any]:

@@ -7,21 +7,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from procreward.checks import check
 from procreward.errors import ConfigError, DatasetError
 from procreward.relabel.config import select
-from procreward.report.clips import Clip, encode_clip
 from procreward.report.config import ReportConfig
-from procreward.report.content import details, row
-from procreward.report.facts import provenance, tiles
-from procreward.report.figures import Thresholds
-from procreward.report.page import GENERATOR, Page, clip_bytes, need_jinja2, safe_json, write_page
-from procreward.report.runs import Entry, Run, open_run
+from procreward.report.draft import Draft, portable_message
+from procreward.report.page import GENERATOR, need_jinja2, write_page
+from procreward.report.runs import Run, open_run
 
 if TYPE_CHECKING:
     from procreward.report.pictures import Pictures
@@ -79,7 +76,7 @@ def report(config: ReportConfig, say: Callable[[str], object]) -> ReportResult:
 
         need_matplotlib()
     with tempfile.TemporaryDirectory(prefix="procreward-report-") as folder:
-        draft = _draft(config, run, [*left, *run.notes])
+        draft = Draft.begin(config, run, [*left, *run.notes])
         draft.collect(pictures, Path(folder))
         write_page(draft.page(), config.page)
     files = [config.page]
@@ -90,7 +87,7 @@ def report(config: ReportConfig, say: Callable[[str], object]) -> ReportResult:
         from procreward.report.plot import write_plot
 
         files.append(config.page.with_suffix(".png"))
-        write_plot(run, files[-1], draft.thresholds, title=draft.title)
+        write_plot(run, files[-1], draft.thresholds, title=run.title)
     result = ReportResult(
         files=tuple(files),
         episodes=len(run.entries),
@@ -140,130 +137,6 @@ def _pictures(config: ReportConfig, run: Run) -> Pictures | None:
     return find_pictures(run, config.source, config.views, config.fps)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Draft:
-    """A page while it is being made."""
-
-    config: ReportConfig
-    run: Run
-    thresholds: Thresholds
-    rows: list[dict[str, Any]]
-    notes: list[str]
-    traces: dict[int, str] = field(default_factory=dict)
-    clips: dict[int, Clip] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        return self.run.title
-
-    def collect(self, pictures: Pictures | None, folder: Path) -> None:
-        """Take in curves and videos, as many as there is room for."""
-        room = self.config.max_mb * _MB - len(safe_json(self.rows).encode())
-        room = self._take_traces(room)
-        if self.config.curves_only:
-            self.notes.append("Videos were left out, as asked for (--curves-only).")
-        elif pictures is None:
-            self.notes.append("The run's folder has no videos any more, so there are curves only.")
-        else:
-            self._take_clips(pictures, folder, room)
-
-    def _take_traces(self, room: float) -> float:
-        for place, entry in enumerate(self.run.entries):
-            text = safe_json(details(entry, self.thresholds))
-            size = len(text.encode()) + 100
-            if size > room:
-                self._say_left_out("curves and videos", place)
-                return 0.0
-            self.traces[place] = text
-            room -= size
-        return room
-
-    def _take_clips(self, pictures: Pictures, folder: Path, room: float) -> None:
-        from tqdm import tqdm
-
-        shown = [(place, self.run.entries[place]) for place in self.traces]
-        total = sum(pictures.count(entry) for _, entry in shown)
-        with tqdm(total=total, unit="frame", desc="filming", mininterval=0.5) as bar:
-            for place, entry in shown:
-                clip = self._clip(pictures, entry, folder / f"{place}.mp4", bar.update)
-                if clip is None:
-                    continue
-                if clip_bytes(clip) > room:
-                    self._say_left_out("videos", place)
-                    return
-                self.clips[place] = clip
-                room -= clip_bytes(clip)
-
-    def _clip(
-        self, pictures: Pictures, entry: Entry, path: Path, on_frames: Callable[[int], object]
-    ) -> Clip | None:
-        def frames() -> Iterator[Any]:
-            for frame in pictures.frames(entry):
-                yield frame
-                on_frames(1)
-
-        try:
-            height = self.config.video_height
-            return encode_clip(frames(), path, fps=pictures.fps(entry), max_height=height)
-        except DatasetError as error:
-            self.broken[entry.name] = _plain(error, pictures.root)
-            return None
-
-    def _say_left_out(self, what: str, place: int) -> None:
-        entries = self.run.entries
-        fewer = "" if what != "videos" else ", make them smaller with --video-height"
-        self.notes.append(
-            f"The {what} of {len(entries) - place} of {len(entries)} episodes, from "
-            f"{entries[place].name} on, were left out to keep the page below "
-            f"{self.config.max_mb:g} MB; raise --max-mb{fewer}, or choose with --episodes."
-        )
-
-    def page(self) -> Page:
-        """Return what the page shows."""
-        run = self.run
-        scorers = ", ".join(dict.fromkeys(entry.record.scorer for entry in run.entries))
-        made = {
-            "relabel": f"recorded episodes, relabelled with {scorers}",
-            "demo": f"episodes, rewarded by {scorers}",
-            "train": f"episodes of the trained policy, rewarded by {scorers}",
-        }
-        return Page(
-            title=self.title,
-            subtitle=f"{len(run.entries):,} {made[run.kind]}",
-            facts=provenance(run),
-            tiles=tiles(run, self.rows),
-            notes=self.notes,
-            missing={
-                "without labels: skipped when the dataset was relabelled": run.skipped,
-                "without a video: their pictures cannot be read": self.broken,
-            },
-            settings=run.account,
-            rows=self.rows,
-            traces=self.traces,
-            clips=self.clips,
-            thresholds=asdict(self.thresholds),
-        )
-
-
-def _draft(config: ReportConfig, run: Run, notes: Sequence[str]) -> _Draft:
-    thresholds = Thresholds(
-        stall_queries=config.stall_queries,
-        stall_delta=config.stall_delta,
-        regression_delta=config.regression_delta,
-    )
-    rows = [row(entry, thresholds) for entry in run.entries]
-    return _Draft(config=config, run=run, thresholds=thresholds, rows=rows, notes=list(notes))
-
-
-def _plain(error: Exception, root: Path) -> str:
-    """The message without the paths of this machine."""
-    text = str(error)
-    for known in (str(root.absolute()), str(root)):
-        text = text.replace(known, root.name)
-    return text
-
-
 def _write_overlays(
     config: ReportConfig,
     run: Run,
@@ -287,7 +160,7 @@ def _write_overlays(
                 frames = pictures.frames(entry)
                 write_overlay_video(entry.record, frames, path, fps=pictures.fps(entry))
             except DatasetError as error:
-                broken[entry.name] = _plain(error, pictures.root)
+                broken[entry.name] = portable_message(error, pictures.root)
                 continue
             files.append(path)
     return files

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from procreward.errors import ConfigError
+from procreward.relabel.readings import Reading
+from procreward.report.clips import in_order
 from procreward.report.config import ReportConfig
 from procreward.report.content import details, finite, row
 from procreward.report.figures import Flag, Thresholds, find_flags, spans, value_order_correlation
 from procreward.report.records import StepTrace
 from procreward.report.runs import Entry
+from procreward.types import Score
 from tests.report.helpers import episode, step_trace
 
 
@@ -172,3 +177,43 @@ def test_numbers_that_json_has_not_become_none() -> None:
 def test_settings_out_of_range_are_refused(setting: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ReportConfig(run=Path(), **setting)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_what_only_the_judge_failed_to_answer_is_flagged_too() -> None:
+    failed = Reading(
+        frame=1,
+        window=(0, 1),
+        judge_window=(1,),
+        score=Score(progress=0.25),
+        judge_score=Score(reason="truncated"),
+    )
+    silent = Reading(frame=2, window=(1, 2), judge_window=(2,), judge_failed="TimeoutError")
+    found = details(replace(entry(), readings={1: failed, 2: silent}), Thresholds())
+    assert [(flag["kind"], flag["start"]) for flag in found["flags"]] == [
+        ("invalid", 1),
+        ("invalid", 2),
+    ]
+    assert found["queries"][1]["judge"] == {"valid": False, "reason": "truncated"}
+    judge = found["queries"][2]["judge"]
+    assert judge == {"valid": False, "reason": "TimeoutError", "text": ""}
+
+
+def test_work_is_done_in_order_and_no_more_than_asked_for() -> None:
+    asked: list[int] = []
+
+    def work(item: int) -> int:
+        asked.append(item)
+        time.sleep(0.01 if item % 2 else 0.0)
+        return item * item
+
+    assert list(in_order(work, range(20))) == [(item, item * item) for item in range(20)]
+    asked.clear()
+    some = in_order(work, range(1000))
+    assert next(some) == (0, 0)
+    some.close()
+    assert len(asked) < 30
+
+
+def test_errors_of_the_work_come_out() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda item: 1 // item, [1, 0, 2]))

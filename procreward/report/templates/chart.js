@@ -43,10 +43,10 @@
     constructor(holder, trace, onSeek) {
       Object.assign(this, { holder, trace, onSeek, at: 0, hidden: new Set() });
       this.last = trace.progress.length - 1;
-      const biggest = Math.max(...trace.potential.map((value) => Math.abs(value || 0)), 0);
+      const biggest = Report.most(trace.potential.map((value) => Math.abs(value || 0)), 0);
       // With a large scale the potential would push the readings to the floor.
       this.divisor = biggest > 1.5 ? biggest : 1;
-      this.low = Math.min(0, ...trace.potential.map((value) => (value || 0) / this.divisor));
+      this.low = Report.least(trace.potential.map((value) => (value || 0) / this.divisor), 0);
       this.lanes = this.stretches();
       this.observer = new ResizeObserver(() => this.draw());
       this.observer.observe(holder);
@@ -140,7 +140,7 @@
       const group = svg("g", { class: "rewards" });
       if (!room) return group;
       const middle = this.height - AXIS - room / 2, rewards = this.trace.reward;
-      const most = Math.max(...rewards.map((value) => Math.abs(value || 0)), 1e-12);
+      const most = Report.most(rewards.map((value) => Math.abs(value || 0)), 1e-12);
       const wide = Math.max(1, Math.min(9, (this.x(1) - this.x(0)) * 0.7));
       const bars = (sign) => rewards.map((value, step) => {
         if (!value || Math.sign(value) !== sign) return "";

@@ -92,6 +92,10 @@ const Report = {};
   Report.icon = (name) => Report.svg("svg", { width: 15, height: 15, viewBox: "0 0 16 16", "aria-hidden": "true" },
     Report.svg("path", { d: shapes[name] }));
 
+  /** Extremes of lists that may be longer than a call can have arguments. */
+  Report.most = (values, start) => values.reduce((a, b) => (b > a ? b : a), start);
+  Report.least = (values, start) => values.reduce((a, b) => (b < a ? b : a), start);
+
   Report.link = (row) => `#episode=${encodeURIComponent(row.key)}`;
 
   /** Marks of what is wrong with an episode, in words and colour. */

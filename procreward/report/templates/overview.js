@@ -6,7 +6,7 @@
 
   /** Equal bins over [low, high] with round edges where the range is free. */
   function edges(values) {
-    const low = Math.min(...values), high = Math.max(...values);
+    const low = Report.least(values, Infinity), high = Report.most(values, -Infinity);
     if (low === high) return [-2, -1, 0, 1, 2, 3].map((n) => low + n).filter((edge) => edge >= 0);
     const rough = (high - low) / 10, power = 10 ** Math.floor(Math.log10(rough));
     const step = Math.max(1, [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= rough));
@@ -54,7 +54,7 @@
 
   function card(histogram) {
     const counts = histogram.bins.map((bin) => rows.filter(bin.holds).length);
-    const most = Math.max(...counts, 1);
+    const most = Report.most(counts, 1);
     const bars = histogram.bins.map((bin, i) => {
       const label = `${histogram.title} ${bin.label}: ${Report.plural(counts[i], "episode")}`;
       const bar = el("button", {

@@ -158,7 +158,8 @@
       drop: (flag) => `Drop, steps ${flag.start}–${flag.end}: from ${Report.percent(flag.best)} to ${Report.percent(flag.lowest)}`,
       invalid: (flag) => {
         const query = trace.queries.find((one) => one.step === flag.start);
-        return `Invalid answer at step ${flag.start}${query?.reason ? `: ${query.reason}` : ""}`;
+        const judged = query?.valid && query.judge, reason = judged ? query.judge.reason : query?.reason;
+        return `${judged ? "Judge: invalid" : "Invalid"} answer at step ${flag.start}${reason ? `: ${reason}` : ""}`;
       },
     };
     const found = trace ? trace.flags : [], last = row.length;
