@@ -65,6 +65,7 @@ _STEPS: Final = 80
 _UNTOUCHED: Final = 0.4
 _DONE: Final = 0.15
 _SCRIPTED: Final = 0.2
+_ASIDE: Final = ((-0.08, -0.22, -0.1), (0.12, 0.04, 0.1))
 _BOX: Final = ((-0.25, -0.3, -0.15), (0.3, 0.1, 0.2))
 _REACH: Final = ((-0.45, 0.4, 0.03), (0.45, 0.95, 0.5))
 
@@ -100,8 +101,8 @@ class _Places:
     def __init__(self, bare: Any, rng: np.random.Generator) -> None:
         state = bare.privileged_state()
         self._rng, self._start, self._end = rng, state["object"], state["target"]
-        # Beside the part's way, on a side that lasts for the episode.
-        self._aside: Vector = rng.normal(0, (0.04, 0.07, 0.06))
+        # Beside the part's way, mostly on the robot's side of it; lasts for the episode.
+        self._aside: Vector = rng.uniform(*_ASIDE)
 
     def __call__(self) -> Vector:
         """Return a place, ``(3,)`` metres."""
@@ -111,7 +112,7 @@ class _Places:
             way = rng.uniform(-0.1, 1.2) * (self._end - self._start)
             place = self._start + way + self._aside + rng.normal(0, 0.015, 3)
         elif lot < 0.6:
-            place = self._end + rng.normal(0, 0.06, 3)
+            place = self._end + rng.uniform(*_ASIDE)
         elif lot < 0.75:
             place = self._start + rng.normal(0, 0.06, 3)
         elif lot < 0.9:

@@ -31,8 +31,8 @@ _TASK_WEIGHTS = {
     "lift": 1.5,
     "stack": 1.3,
     "can": 1.3,
-    "window_open": 1.8,
-    "button_press": 1.8,
+    "window_open": 5.0,
+    "button_press": 2.2,
     "drawer_close": 1.3,
 }
 _KIND_WEIGHTS = {
