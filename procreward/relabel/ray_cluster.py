@@ -169,7 +169,9 @@ def connect(config: RayConfig) -> Cluster:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except Exception as error:  # of many types, and none of them says where
             raise ConfigError(
-                f"The Ray cluster at {address!r} cannot be joined. Ray says: {error}"
+                f"The Ray cluster at {address!r} cannot be joined. Ray says: {error} -- It must "
+                "be up, of the same version of Ray and Python, and have the token of this machine "
+                "(~/.ray/auth_token or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token)."
             ) from error
     nodes = tuple(
         WorkerSize(cpus=each["Resources"].get("CPU", 0.0), gpus=each["Resources"].get("GPU", 0.0))

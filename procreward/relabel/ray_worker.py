@@ -62,9 +62,13 @@ class Surroundings:
             gpus: GPUs of a worker; at 0 it is shown none.
         """
         # Ray sets the number of threads by the CPUs, which would round otherwise than here.
-        variables = {name: os.environ.get(name) for name in _PASSED_ON}
+        variables: dict[str, str | None] = {name: os.environ.get(name) for name in _PASSED_ON}
+        if not gpus:
+            # robosuite draws on the first of CUDA's devices, and fails where there is none.
+            drawing = os.environ.get("MUJOCO_EGL_DEVICE_ID", "0")
+            variables |= {"CUDA_VISIBLE_DEVICES": "", "MUJOCO_EGL_DEVICE_ID": drawing}
         return cls(
-            variables=variables | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""}),
+            variables=variables,
             folder=str(Path.cwd()),
             scorers=registered_scorers(),
             versions=_versions(),
