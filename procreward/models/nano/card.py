@@ -79,8 +79,9 @@ Rounds, each going on from the one before:
    states of policies that had fooled the second weights; those states themselves were kept for
    testing.
 
-Rounds 2 and 3 were stopped and continued, with more of these episodes each time. Training again
-comes close to these weights and does not repeat them.
+Rounds 2 and 3 were stopped and continued, with more of these episodes each time. The judge's
+adapter is still that of round 2: its balanced accuracy was 0.970 on the weights it was trained for
+and is 0.964 on these. Training again comes close to these weights and does not repeat them.
 
 ## Held-out figures
 
@@ -113,10 +114,11 @@ _LIMITS = """
   fingers, a height seen from above), so is the answer uncertain.
 * False peaks: see the table. An agent that is rewarded by nano will look for them. Require a level
   to hold for several queries before it counts, or use the judge as well.
-* **Window-open can be cheated.** Some policies that are trained on nano's reward learn to hold the
-  hand in front of the closed window, away from the handle, and are told 60 to 100 %; others leave
-  that peak again and open the window. Drawer-close and button-press are learned more surely
-  (`benchmarks/learning.py`). The other tasks have not been tried so.
+* **It can be cheated.** A hand in front of the closed window still reads as an open one in some
+  places: on states of the two policies that fooled the second weights most, the error fell from 51
+  and 32 points to 17 and 11, not to zero. Policies that start from nothing no longer end there in
+  the five seeds of `benchmarks/learning.py`; another one may. Lift, Stack and Can have not been
+  tried so, and their weights have seen no policy that learns.
 * **A finished scene tends to read as finished whatever the instruction says**; see the controls.
   The instruction tells apart scenes that are under way; it does not tell which of several finished
   tasks was meant. Give nano the instruction of the task that runs. (Tuning with 30 % instead of 8 %
