@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from procreward.errors import DatasetError, MissingDependencyError
+from procreward.errors import DatasetError
+from procreward.optional import H5PY, need
 from procreward.relabel.episodes import EpisodeLabels
 from procreward.types import Frame
 
@@ -21,7 +22,6 @@ __all__ = [
     "done_after",
     "instruction_in",
     "last_value",
-    "load_h5py",
     "opened",
     "pictures",
     "replace_array",
@@ -37,21 +37,6 @@ LANGUAGE_KEYS: Final = (
 )
 
 
-def load_h5py() -> Any:
-    """Import h5py.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError(
-            'HDF5 files need h5py. Install it with: pip install "procreward[relabel]"'
-        ) from error
-    return h5py
-
-
 @contextmanager
 def opened(path: Path, mode: str = "r", **settings: Any) -> Iterator[Any]:
     """Open an HDF5 file as a context.
@@ -65,7 +50,7 @@ def opened(path: Path, mode: str = "r", **settings: Any) -> Iterator[Any]:
         DatasetError: If it is no HDF5 file, is cut short, or another process writes to it.
         MissingDependencyError: If h5py is not installed.
     """
-    h5py = load_h5py()
+    h5py = need(H5PY)
     try:
         file = h5py.File(path, mode, **settings)
     except OSError as error:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from procreward.relabel._hdf5 import load_h5py, opened
+from procreward.optional import H5PY, need
+from procreward.relabel._hdf5 import opened
 
 __all__ = ["clear_times", "lookup3"]
 
@@ -51,7 +52,7 @@ def clear_times(path: Path) -> int:
 
 
 def _group_headers(file: Any) -> list[int]:
-    h5py = load_h5py()
+    h5py = need(H5PY)
     found = [h5py.h5o.get_info(file.id).addr]
 
     def note(_: str, member: Any) -> None:

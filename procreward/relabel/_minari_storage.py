@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from procreward.errors import DatasetError, MissingDependencyError
+from procreward.errors import DatasetError
+from procreward.optional import ARROW, need
 from procreward.relabel._hdf5 import LANGUAGE_KEYS, instruction_in, last_value, opened, pictures
 from procreward.types import Frame
 
@@ -296,17 +297,6 @@ def data_file(data: Path, number: int) -> Path:
     return found[0]
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingDependencyError(
-            'Arrow files need pyarrow. Install it with: pip install "procreward[relabel]"'
-        ) from error
-    return pa, pq
-
-
 @contextmanager
 def _named(path: Path, kind: str) -> Iterator[None]:
     try:
@@ -327,18 +317,20 @@ def read_table(path: Path, kind: str, columns: Sequence[str] | None = None) -> A
         DatasetError: If it is damaged.
         MissingDependencyError: If pyarrow is not installed.
     """
-    pa, pq = _pyarrow()
+    pq = need(ARROW)
     with _named(path, kind):
         if kind == "parquet":
             with pq.ParquetFile(path) as file:
                 return file.read(columns)
         # Mapped into memory: what is not looked at is not read.
+        import pyarrow as pa
+
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def _extent(path: Path, kind: str) -> tuple[Any, int]:
     """Return the schema and the number of rows."""
-    _, pq = _pyarrow()
+    pq = need(ARROW)
     if kind == "parquet":
         with _named(path, kind), pq.ParquetFile(path) as file:
             return file.schema_arrow, file.metadata.num_rows

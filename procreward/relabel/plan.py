@@ -17,6 +17,7 @@ from procreward.checks import check
 from procreward.config import as_json
 from procreward.errors import ConfigError, DatasetError, InstructionError
 from procreward.instruction import check_instruction
+from procreward.optional import ARROW, need
 from procreward.plan import StreamPlan
 from procreward.relabel.cache import Cache, Known, cache_key
 from procreward.relabel.config import RelabelConfig, parse_options, select
@@ -24,7 +25,6 @@ from procreward.relabel.episodes import Episode, Source, Writer
 from procreward.relabel.formats import VIDEO_SUFFIXES, open_source, open_writer
 from procreward.relabel.scoring import EpisodeJob, GroupJob
 from procreward.relabel.showing import Showing
-from procreward.relabel.sidecar import need_pyarrow
 
 __all__ = ["RELABEL_JSON", "RelabelPlan", "check_out", "prepare"]
 
@@ -174,7 +174,7 @@ def prepare(config: RelabelConfig) -> RelabelPlan:
         ConfigError: If the folder holds something else, or labels of other settings.
         MissingDependencyError: If a package for the format is not installed.
     """
-    need_pyarrow()
+    need(ARROW)
     source = open_source(config.source, config.format)
     writer = (
         open_writer(source.format, parse_options(config.rewrite_option)) if config.rewrite else None

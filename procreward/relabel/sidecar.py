@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from procreward.errors import DatasetError, MissingDependencyError
+from procreward.errors import DatasetError
+from procreward.optional import ARROW, need
 from procreward.relabel.episodes import Episode, EpisodeLabels, Source
 from procreward.relabel.readings import Reading
 from procreward.report.records import EpisodeRecord, StepTrace
@@ -28,7 +29,6 @@ __all__ = [
     "check_sidecar",
     "episode_record",
     "first_indices",
-    "need_pyarrow",
     "query_records",
 ]
 
@@ -36,24 +36,9 @@ SIDECAR = "procreward_progress.parquet"
 """Name of the file."""
 
 
-def need_pyarrow() -> Any:
-    """Import pyarrow.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Relabelling writes parquet ({error}): pip install 'procreward[relabel]'."
-        ) from error
-    return pyarrow
-
-
 def _schema(metadata: Mapping[str, str]) -> Any:
-    arrow = need_pyarrow()
+    import pyarrow as arrow
+
     columns = {
         "index": arrow.int64(),
         "episode_index": arrow.int64(),
@@ -101,8 +86,7 @@ class SidecarWriter:
             metadata: Goes into the schema, such as ``reward_model_path``.
         """
         self._schema = _schema(metadata)
-        arrow = need_pyarrow()
-        self._writer = arrow.parquet.ParquetWriter(path, self._schema)
+        self._writer = need(ARROW).ParquetWriter(path, self._schema)
 
     def __enter__(self) -> SidecarWriter:
         """Return the writer itself."""
@@ -133,7 +117,9 @@ class SidecarWriter:
             "queried": labels.queried,
             "valid": labels.valid,
         }
-        self._writer.write_table(need_pyarrow().table(columns, schema=self._schema))
+        import pyarrow as arrow
+
+        self._writer.write_table(arrow.table(columns, schema=self._schema))
 
 
 def _of_frames(reward: npt.NDArray[np.float64], frames: int) -> npt.NDArray[np.float32]:
@@ -152,7 +138,7 @@ def check_sidecar(path: Path, rows: int) -> None:
     Raises:
         DatasetError: If rows are missing, out of order or not finite.
     """
-    table = need_pyarrow().parquet.read_table(path)
+    table = need(ARROW).read_table(path)
     index = table["index"].to_numpy()
     potential = table["potential"].to_numpy()
     if len(table) != rows or table.schema.names != _schema({}).names:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from procreward.errors import DatasetError, MissingDependencyError
+from procreward.errors import DatasetError
+from procreward.optional import FFMPEG, need
 from procreward.types import Frame
 
-__all__ = ["Clip", "encode_clip", "in_order", "need_ffmpeg"]
+__all__ = ["Clip", "encode_clip", "in_order"]
 
 # Browsers decode from the last key frame before the place that is asked for.
 _KEY_FRAME_EVERY = 12
@@ -51,21 +52,6 @@ class Clip:
         return self.path.stat().st_size
 
 
-def need_ffmpeg() -> Any:
-    """Import imageio's ffmpeg.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-    """
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Videos need ffmpeg: pip install 'imageio[ffmpeg]'."
-        ) from error
-    return imageio_ffmpeg
-
-
 def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: int) -> Clip:
     """Write pictures as an H.264 ``.mp4``, the same bytes for the same pictures.
 
@@ -89,7 +75,7 @@ def encode_clip(frames: Iterator[Frame], path: Path, *, fps: float, max_height: 
     options = ["-vf", f"scale={small[0]}:{small[1]}:flags=area", "-crf", str(_QUALITY)]
     options += ["-preset", "fast", "-g", str(_KEY_FRAME_EVERY), "-threads", "1"]
     options += ["-movflags", "+faststart", "-map_metadata", "-1", "-fflags", "+bitexact"]
-    sink = need_ffmpeg().write_frames(
+    sink = need(FFMPEG).write_frames(
         str(path),
         (width, height),
         fps=fps,

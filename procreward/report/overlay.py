@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from procreward.errors import ConfigError
+from procreward.optional import FFMPEG, need
 from procreward.report.chart import (
     BAD,
     DECLARED,
@@ -23,7 +24,6 @@ from procreward.report.chart import (
     draw_chart,
     font,
 )
-from procreward.report.clips import need_ffmpeg
 from procreward.report.records import EpisodeRecord, StepTrace, atomic_path
 from procreward.types import Frame
 
@@ -59,7 +59,7 @@ def write_overlay_video(
         ConfigError: If there is no frame, or the steps do not match frames and trace.
         MissingDependencyError: If imageio's ffmpeg is not installed.
     """
-    ffmpeg = need_ffmpeg()
+    ffmpeg = need(FFMPEG)
     with atomic_path(path) as staged:
         # Without macro_block_size=1 every picture is resized to multiples of 16.
         sink = ffmpeg.write_frames(

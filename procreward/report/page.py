@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from procreward.errors import MissingDependencyError
+from procreward.optional import JINJA2, need
 from procreward.report.clips import Clip
 from procreward.report.facts import Fact
 from procreward.report.records import atomic_path
@@ -23,7 +23,7 @@ from procreward.report.records import atomic_path
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["GENERATOR", "Page", "clip_bytes", "need_jinja2", "safe_json", "write_page"]
+__all__ = ["GENERATOR", "Page", "clip_bytes", "safe_json", "write_page"]
 
 GENERATOR = "procreward report"
 """What the page says that it was made by; a file that says so may be replaced."""
@@ -63,21 +63,6 @@ class Page:
     traces: Mapping[int, str]
     clips: Mapping[int, Clip]
     thresholds: Mapping[str, Any]
-
-
-def need_jinja2() -> Any:
-    """Import jinja2.
-
-    Raises:
-        MissingDependencyError: If it is not installed.
-    """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The report is made with Jinja2 ({error}): pip install 'procreward[report]'."
-        ) from error
-    return jinja2
 
 
 def safe_json(value: object) -> str:
@@ -120,7 +105,7 @@ def write_page(page: Page, path: Path) -> None:
 
 def _parts(page: Page) -> Iterator[str]:
     """Yield the text of the page; videos one at a time, for they may be large."""
-    jinja2 = need_jinja2()
+    jinja2 = need(JINJA2)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from procreward.errors import MissingDependencyError
+from procreward.optional import MATPLOTLIB, need
 from procreward.report.content import row
 from procreward.report.figures import Thresholds, find_flags
 from procreward.report.records import atomic_path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-__all__ = ["need_matplotlib", "write_plot"]
+__all__ = ["write_plot"]
 
 _MOST = 48
 """Episodes that are drawn; more would not be read."""
@@ -25,20 +25,6 @@ _MOST = 48
 _READING, _TRUTH, _DONE, _GOOD = "#0B6EBD", "#8B929C", "#D1690E", "#1D7A43"
 _STALL, _BAD = "#D99A2B", "#BD2F2F"
 _GRID = "#E4E4E4"
-
-
-def need_matplotlib() -> None:
-    """See that matplotlib is installed.
-
-    Raises:
-        MissingDependencyError: If it is not.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401  the part that is used
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Figures need matplotlib ({error}): pip install 'procreward[report]'."
-        ) from error
 
 
 def write_plot(run: Run, path: Path, thresholds: Thresholds, *, title: str) -> None:
@@ -53,7 +39,7 @@ def write_plot(run: Run, path: Path, thresholds: Thresholds, *, title: str) -> N
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
-    need_matplotlib()
+    need(MATPLOTLIB)
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from procreward.checks import check
 from procreward.errors import ConfigError, DatasetError
+from procreward.optional import JINJA2, MATPLOTLIB, need
 from procreward.relabel.config import select
 from procreward.report.config import ReportConfig
 from procreward.report.draft import Draft, portable_message
-from procreward.report.page import GENERATOR, need_jinja2, write_page
+from procreward.report.page import GENERATOR, write_page
 from procreward.report.runs import Run, open_run
 
 if TYPE_CHECKING:
@@ -66,15 +67,13 @@ def report(config: ReportConfig, say: Callable[[str], object]) -> ReportResult:
         DatasetError: If the dataset is another one, or the run's files are damaged.
         MissingDependencyError: If Jinja2, matplotlib or ffmpeg is not installed.
     """
-    need_jinja2()
+    need(JINJA2)
     run = open_run(config.run)
     _check_page(config)
     run, left = _chosen(config, run)
     pictures = _pictures(config, run)
     if config.plot:
-        from procreward.report.plot import need_matplotlib
-
-        need_matplotlib()
+        need(MATPLOTLIB)
     with tempfile.TemporaryDirectory(prefix="procreward-report-") as folder:
         draft = Draft.begin(config, run, [*left, *run.notes])
         draft.collect(pictures, Path(folder))

@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+from procreward.optional import ARROW, need
 from procreward.registry import register_scorer
 from procreward.relabel import RelabelConfig, relabel
 from procreward.relabel.readings import read_readings
-from procreward.relabel.sidecar import need_pyarrow
 
 # What changes files; the process ends just before one of them.
 EVENTS = ("open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
@@ -88,7 +88,7 @@ def asked(log: Path) -> list[str]:
 
 def main(source: Path, work: Path, kills: int, seed: int) -> dict[str, int]:
     """Kill runs until there were enough of them; every run that ends is compared."""
-    need_pyarrow()
+    need(ARROW)
     register_scorer("grey", "tests.relabel.scorers:Grey")
     draw = random.Random(seed)
     log = work / "log"

@@ -44,6 +44,8 @@ class Tab:
 
     def __init__(self, page: Any, path: Path) -> None:
         self.page, self.path = page, path
+        # Other tests take the processor meanwhile.
+        page.set_default_timeout(120_000)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         page.on("console", lambda message: self.complaints.append(message.text))
@@ -56,7 +58,7 @@ class Tab:
     def ask(self, script: str) -> Any:
         return self.page.evaluate(script)
 
-    def wait(self, holds: Callable[[], Any], seconds: float = 20.0) -> None:
+    def wait(self, holds: Callable[[], Any], seconds: float = 60.0) -> None:
         # The page's own rules forbid what Playwright's wait_for_function does.
         end = time.monotonic() + seconds
         while not holds():

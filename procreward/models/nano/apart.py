@@ -14,8 +14,6 @@ it was reset.
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +24,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from procreward.models.nano.render import FRAME_STRIDE, Episode, write_shards
-from procreward.models.nano.tasks import Task, get_task
+from procreward.models.nano.render import FRAME_STRIDE, Episode, rendering_command, write_shards
+from procreward.models.nano.tasks import Task
 from procreward.models.nano.wander import Hand
 
 __all__ = ["SLIDES", "Slide", "apart_episode", "main", "render_apart"]
@@ -201,20 +199,13 @@ def render_apart(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Render hands apart from parts, for nano.")
-    parser.add_argument("--task", choices=list(SLIDES), required=True)
-    parser.add_argument("--episodes", type=int, default=700)
-    parser.add_argument("--seed-start", type=int, default=350_000)
-    parser.add_argument("--out", type=Path, default=Path("data/nano"))
-    parser.add_argument("--shard-size", type=int, default=50)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    render_apart(
-        get_task(args.task),
-        episodes=args.episodes,
-        seed_start=args.seed_start,
-        out=args.out,
-        shard_size=args.shard_size,
+    rendering_command(
+        argv,
+        render_apart,
+        description="Render hands apart from parts, for nano.",
+        tasks=tuple(SLIDES),
+        episodes=700,
+        seed_start=350_000,
     )
 
 

@@ -254,24 +254,52 @@ def _success_by_kind(runs: Sequence[Episode]) -> str:
     return ", ".join(words)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Render labelled episodes for nano.")
-    parser.add_argument("--task", choices=[*TASKS, "all"], required=True)
-    parser.add_argument("--episodes", type=int, required=True)
-    parser.add_argument("--seed-start", type=int, default=0)
+def rendering_command(
+    argv: Sequence[str] | None,
+    render: Callable[..., list[Path]],
+    *,
+    description: str,
+    tasks: Sequence[str],
+    episodes: int,
+    seed_start: int = 0,
+) -> None:
+    """Run the command line of a module that renders shards.
+
+    Args:
+        argv: What the user wrote; None for the process's own arguments.
+        render: Called for every task that is asked for, as :func:`render_shards` is.
+        description: What the command does.
+        tasks: Names that ``--task`` takes, beside ``"all"``.
+        episodes: How many, where the user does not say.
+        seed_start: Seed of the first, likewise.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--task", choices=[*tasks, "all"], required=True)
+    parser.add_argument("--episodes", type=int, default=episodes)
+    parser.add_argument("--seed-start", type=int, default=seed_start)
     parser.add_argument("--out", type=Path, default=Path("data/nano"))
     parser.add_argument("--shard-size", type=int, default=50)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for name in TASKS if args.task == "all" else (args.task,):
-        render_shards(
+    for name in tasks if args.task == "all" else (args.task,):
+        render(
             get_task(name),
             episodes=args.episodes,
             seed_start=args.seed_start,
             out=args.out,
             shard_size=args.shard_size,
         )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    rendering_command(
+        argv,
+        render_shards,
+        description="Render labelled episodes for nano.",
+        tasks=tuple(TASKS),
+        episodes=300,
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ the same folder; an episode depends on its seed alone.
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +21,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from procreward.models.nano.render import FRAME_STRIDE, Episode, write_shards
-from procreward.models.nano.tasks import Task, get_task
+from procreward.models.nano.render import FRAME_STRIDE, Episode, rendering_command, write_shards
+from procreward.models.nano.tasks import Task
 
 __all__ = ["TASK_NAMES", "Hand", "main", "render_wandering", "wander_episode"]
-
-_log = logging.getLogger(__name__)
 
 Action = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]
@@ -208,22 +204,14 @@ def render_wandering(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Render wandering hands, for nano.")
-    parser.add_argument("--task", choices=[*TASK_NAMES, "all"], required=True)
-    parser.add_argument("--episodes", type=int, default=350)
-    parser.add_argument("--seed-start", type=int, default=300_000)
-    parser.add_argument("--out", type=Path, default=Path("data/nano"))
-    parser.add_argument("--shard-size", type=int, default=50)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for name in TASK_NAMES if args.task == "all" else (args.task,):
-        render_wandering(
-            get_task(name),
-            episodes=args.episodes,
-            seed_start=args.seed_start,
-            out=args.out,
-            shard_size=args.shard_size,
-        )
+    rendering_command(
+        argv,
+        render_wandering,
+        description="Render wandering hands, for nano.",
+        tasks=TASK_NAMES,
+        episodes=350,
+        seed_start=300_000,
+    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from procreward.errors import DatasetError, MissingDependencyError
+from procreward.errors import DatasetError
+from procreward.optional import ARROW, need
 
 __all__ = [
     "inside",
-    "parquet",
     "read_columns",
     "read_json",
     "read_lines",
@@ -21,21 +21,6 @@ __all__ = [
     "write_json",
     "write_lines",
 ]
-
-
-def parquet() -> Any:
-    """Return ``pyarrow.parquet``.
-
-    Raises:
-        MissingDependencyError: If pyarrow is not installed.
-    """
-    try:
-        import pyarrow.parquet as module
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"LeRobot datasets need pyarrow ({error}): pip install 'procreward[relabel]'."
-        ) from error
-    return module
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -113,7 +98,7 @@ def row_count(path: Path) -> tuple[int, tuple[str, ...]]:
         DatasetError: If there is no such file, or it is damaged.
     """
     try:
-        with parquet().ParquetFile(path) as file:
+        with need(ARROW).ParquetFile(path) as file:
             return file.metadata.num_rows, tuple(file.schema_arrow.names)
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
         raise unreadable(path, error) from error
@@ -131,7 +116,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, npt.NDArray[An
             a row, or none.
     """
     try:
-        with parquet().ParquetFile(path) as file:
+        with need(ARROW).ParquetFile(path) as file:
             known = [name for name in columns if name in file.schema_arrow.names]
             # Threads take longer to start than small columns to read.
             table = file.read(columns=known, use_threads=False)

@@ -9,7 +9,8 @@ from typing import Any
 
 from procreward.checks import is_int
 from procreward.errors import DatasetError
-from procreward.relabel.lerobot.files import parquet, read_lines, row_count, unreadable
+from procreward.optional import ARROW, need
+from procreward.relabel.lerobot.files import read_lines, row_count, unreadable
 from procreward.relabel.lerobot.info import Info
 
 __all__ = ["EpisodeFiles", "Layout", "VideoPart", "read_layout"]
@@ -134,7 +135,7 @@ def _read_v30(info: Info) -> Layout:
 
 def _episode_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        with parquet().ParquetFile(path) as file:
+        with need(ARROW).ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
             rows: list[dict[str, Any]] = file.read(columns=names).to_pylist()
     except (OSError, ValueError) as error:
@@ -193,7 +194,7 @@ def _video_part(info: Info, path: Path, row: Mapping[str, Any], key: str) -> Vid
 def _tasks_v30(info: Info) -> dict[int, str]:
     path = info.root / "meta" / "tasks.parquet"
     try:
-        with parquet().ParquetFile(path) as file:
+        with need(ARROW).ParquetFile(path) as file:
             rows = file.read().to_pylist()
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from procreward.optional import ARROW, need
 from procreward.relabel.lerobot.files import (
-    parquet,
     read_json,
     read_lines,
     unreadable,
@@ -64,7 +64,7 @@ def write_lists_v30(plan: RewritePlan, staged: Path) -> None:
     described: list[Mapping[str, Any]] = []
     for path in sorted(folder.glob("*/*.parquet")):
         try:
-            table = parquet().read_table(path)
+            table = need(ARROW).read_table(path)
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         keep = [
@@ -120,7 +120,7 @@ def _write_episodes(
             kind = pa.list_(_kind(plan, feature, stat))
             columns[f"{_STATS}{feature}/{stat}"] = pa.array(values, kind)
     target.parent.mkdir(parents=True, exist_ok=True)
-    parquet().write_table(pa.table(columns), target, compression="snappy")
+    need(ARROW).write_table(pa.table(columns), target, compression="snappy")
     return described
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from procreward.errors import DatasetError, FrameError
-from procreward.relabel.lerobot.files import parquet, unreadable
+from procreward.optional import ARROW, need
+from procreward.relabel.lerobot.files import unreadable
 from procreward.relabel.lerobot.layout import EpisodeFiles
 from procreward.types import Frame
 from procreward.video import VideoReader, VideoSpan
@@ -68,7 +69,7 @@ def _cells(episode: EpisodeFiles, key: str) -> Generator[Any, None, None]:
     begin, end = episode.row, episode.row + episode.length
     position = 0
     try:
-        with parquet().ParquetFile(episode.data) as file:
+        with need(ARROW).ParquetFile(episode.data) as file:
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if position < end and begin < position + rows:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from procreward.errors import DatasetError
-from procreward.relabel.lerobot.files import parquet, unreadable
+from procreward.optional import ARROW, need
+from procreward.relabel.lerobot.files import unreadable
 from procreward.relabel.lerobot.plan import RewritePlan, WrittenEpisode
 
 __all__ = ["RowReader", "open_rows", "rewrite_file"]
@@ -63,7 +64,7 @@ def open_rows(path: Path, columns: Iterable[str] | None = None) -> Iterator[RowR
         DatasetError: If it is missing or damaged, now or while it is read.
     """
     try:
-        with parquet().ParquetFile(path) as file:
+        with need(ARROW).ParquetFile(path) as file:
             known = file.schema_arrow.names
             wanted = None if columns is None else [name for name in columns if name in known]
             yield RowReader(file, wanted)
@@ -95,7 +96,7 @@ def rewrite_file(
                 rows = reader.rows(episode.files.row, episode.files.length)
                 table = _changed(plan, rows, episode)
                 if writer is None:
-                    writer = parquet().ParquetWriter(
+                    writer = need(ARROW).ParquetWriter(
                         target, table.schema, compression=reader.compression
                     )
                 writer.write_table(table, row_group_size=table.num_rows)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from procreward.errors import DatasetError
-from procreward.relabel.lerobot.files import parquet, read_json
+from procreward.optional import ARROW, need
+from procreward.relabel.lerobot.files import read_json
 from procreward.relabel.lerobot.layout import EpisodeFiles
 from procreward.relabel.lerobot.plan import ENV_REWARD, NOTE, REWARD
 from procreward.relabel.lerobot.source import LeRobotSource
@@ -116,7 +117,7 @@ def _check_groups(episodes: Sequence[EpisodeFiles]) -> None:
     for episode in episodes:
         lengths.setdefault(episode.data, []).append(episode.length)
     for path, wanted in lengths.items():
-        with parquet().ParquetFile(path) as file:
+        with need(ARROW).ParquetFile(path) as file:
             got = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         if got != wanted:
             raise DatasetError(
