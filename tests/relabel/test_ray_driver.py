@@ -37,6 +37,8 @@ ray = pytest.importorskip("ray")
 
 TWO = RayConfig(workers=2, cpus_per_worker=1)
 CODE = (
+    # A shell's background jobs, and what they start, ignore Ctrl-C.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     "import sys; from procreward.registry import register_scorer; from procreward.cli import main;"
     "register_scorer('mortal', 'tests.relabel.scorers:Mortal'); main(sys.argv[1:])"
 )
