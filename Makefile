@@ -69,6 +69,7 @@ bench: $(STAMP) ## Every figure the README prints
 	$(BIN)/python benchmarks/nano_quality.py --out benchmarks/results/nano_quality.json
 	$(BIN)/python benchmarks/vector_overhead.py --out benchmarks/results/vector_overhead.json
 	$(BIN)/python benchmarks/relabel.py --out benchmarks/results/relabel_cpu.json
+	$(BIN)/python benchmarks/relabel.py --clock cpu --out benchmarks/results/relabel_cpu_time.json
 	$(BIN)/python benchmarks/learning.py --jobs 2
 
 sample-data: $(STAMP) ## Small datasets in every format, from scripted robosuite episodes
