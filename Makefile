@@ -15,7 +15,7 @@ export MUJOCO_GL ?= egl
 # Nothing here may reach for weights on a hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo demo-short test test-robocasa lint types format bench sample-data verify-formats clean
+.PHONY: help setup demo demo-short test test-robocasa lint types format bench sample-data verify-formats verify-hdf5 verify-lerobot clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 16
@@ -76,9 +76,13 @@ sample-data: $(STAMP) ## Small datasets in every format, from scripted robosuite
 	$(BIN)/python -m scripts.sample_data
 
 # Each owner in an environment of its own, under .venv-formats; LeRobot's two bring torch along.
-verify-formats: $(STAMP) ## LeRobot, robomimic and Minari read what the relabeller wrote
-	PYTHON=$(PYTHON) BIN=$(BIN) sh scripts/verify_lerobot/run.sh
+verify-formats: verify-hdf5 verify-lerobot ## LeRobot, robomimic and Minari read what the relabeller wrote
+
+verify-hdf5: $(STAMP) ## robomimic and Minari alone, which install in a minute
 	PYTHON=$(PYTHON) BIN=$(BIN) sh scripts/verify_hdf5/run.sh
+
+verify-lerobot: $(STAMP) ## LeRobot alone
+	PYTHON=$(PYTHON) BIN=$(BIN) sh scripts/verify_lerobot/run.sh
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) $(ROBOCASA_VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

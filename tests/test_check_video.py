@@ -126,7 +126,7 @@ def test_the_shipped_judge_tells_the_start_of_a_task_from_its_end(
         done = terminated or truncated
         frames.append(env.render())
     env.close()
-    video = write("lift", frames)  # type: ignore[arg-type]
+    video = write("lift", frames)  # type: ignore[arg-type]  # wrong on purpose, or from a mapping
     instruction = ["--instruction", "Lift the red cube off the table."]
     (end,) = lines(capsys, video, *instruction)
     assert list(end) == KEYS

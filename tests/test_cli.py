@@ -56,7 +56,7 @@ class Moody(Scripted):
 
     asked = 0
 
-    def score(self, queries: list[Query]) -> list[Score]:  # type: ignore[override]
+    def score(self, queries: list[Query]) -> list[Score]:  # type: ignore[override]  # narrower on purpose
         type(self).asked += 1
         return [Score(progress=min(1.0, self.asked / 100)) for _ in queries]
 
@@ -64,7 +64,7 @@ class Moody(Scripted):
 class Mute(Scripted):
     """Never answers."""
 
-    def score(self, queries: list[Query]) -> list[Score]:  # type: ignore[override]
+    def score(self, queries: list[Query]) -> list[Score]:  # type: ignore[override]  # narrower on purpose
         return [Score(reason="mute") for _ in queries]
 
 

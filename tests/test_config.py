@@ -62,7 +62,7 @@ def test_reward_config_names_setting_rule_and_value(name: str, value: Any, messa
 
 
 def test_reward_config_keeps_what_it_is_given() -> None:
-    config = RewardConfig(frame_size=[64, 48], views=["a", "b"], every_k_steps=3)  # type: ignore[arg-type]
+    config = RewardConfig(frame_size=[64, 48], views=["a", "b"], every_k_steps=3)  # type: ignore[arg-type]  # on purpose
     assert (config.frame_size, config.every_k_steps, config.gamma) == ((64, 48), 3, 0.99)
     # As a tuple, so that the config that JSON gives back is equal.
     assert config.views == ("a", "b")

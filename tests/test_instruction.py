@@ -74,7 +74,7 @@ def test_empty_values() -> None:
 
 def test_other_types() -> None:
     with pytest.raises(ConfigError, match="`instruction` must be a string, a callable"):
-        InstructionSource(3)  # type: ignore[arg-type]
+        InstructionSource(3)  # type: ignore[arg-type]  # wrong on purpose, or from a mapping
 
 
 def test_names_are_checked_before_the_first_episode() -> None:

@@ -83,7 +83,7 @@ class TestWrapper:
             asked.append(list(scorer.released))
             return answer(queries)
 
-        scorer.score = score  # type: ignore[method-assign]
+        scorer.score = score  # type: ignore[method-assign]  # a spy
         env.reset()
         assert asked == [scorer.streams[:1]]
 

@@ -365,7 +365,7 @@ def test_scale_out_of_range(scale: float) -> None:
 
 def test_unknown_mode() -> None:
     with pytest.raises(ConfigError, match=r"`mode` must be one of 'pbrs', 'delta', .*, got 'pbr'"):
-        Shaper("pbr", gamma=1.0, scale=1.0)  # type: ignore[arg-type]
+        Shaper("pbr", gamma=1.0, scale=1.0)  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize("alpha", [0.0, -0.5, 1.5, math.nan])

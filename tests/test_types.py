@@ -10,7 +10,7 @@ from procreward.types import Score
 
 
 def test_numpy_values_become_plain_ones() -> None:
-    score = Score(progress=np.float32(0.5), success_prob=np.float64(1.0), complete=np.bool_(True))  # type: ignore[arg-type]
+    score = Score(progress=np.float32(0.5), success_prob=np.float64(1.0), complete=np.bool_(True))  # type: ignore[arg-type]  # on purpose
     assert (score.progress, score.success_prob, score.complete) == (0.5, 1.0, True)
     assert type(score.progress) is float
     assert type(score.success_prob) is float

@@ -119,7 +119,7 @@ def test_a_base_of_another_make_cannot_be_ended() -> None:
 
 def test_single_environments_are_refused() -> None:
     with pytest.raises(UnsupportedEnvError, match=r"got CounterEnv; .* there is ProgressReward"):
-        VectorProgressReward(CounterEnv(), scorer="constant")  # type: ignore[arg-type]
+        VectorProgressReward(CounterEnv(), scorer="constant")  # type: ignore[arg-type]  # on purpose
 
 
 def test_same_settings_as_the_single_wrapper() -> None:

@@ -271,7 +271,7 @@ def test_lack_of_memory_is_a_failed_query() -> None:
 
 
 def test_numpy_answers_leave_info_as_it_is() -> None:
-    score = Score(progress=np.float32(1.0), complete=np.bool_(True))  # type: ignore[arg-type]
+    score = Score(progress=np.float32(1.0), complete=np.bool_(True))  # type: ignore[arg-type]  # on purpose
     env = ProgressReward(CounterEnv(2), scorer=Recorder([score]), every_k_steps=1)
     for step in play(env):
         assert type(step["complete"]) is bool

@@ -126,13 +126,13 @@ def test_environment_without_a_picture() -> None:
 def test_vector_environment_is_refused() -> None:
     venv = gym.vector.SyncVectorEnv([CounterEnv])
     with pytest.raises(UnsupportedEnvError, match=r"sub-environments.*wrappers=\[Progress"):
-        ProgressReward(venv, scorer="constant")  # type: ignore[arg-type]
+        ProgressReward(venv, scorer="constant")  # type: ignore[arg-type]  # on purpose
     venv.close()
 
 
 def test_what_is_no_environment_is_refused() -> None:
     with pytest.raises(UnsupportedEnvError, match=r"`env` must be a gymnasium.Env, got int"):
-        ProgressReward(3, scorer="constant")  # type: ignore[arg-type]
+        ProgressReward(3, scorer="constant")  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.mark.parametrize(

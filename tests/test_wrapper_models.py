@@ -116,7 +116,7 @@ def test_engines_keep_nothing_of_ended_episodes() -> None:
         assert kept(NANO_JUDGE) == {"frames": {stream}, "prompts": set(), "answers": set()}
     env.close()
     checker = CompletionChecker(NANO_JUDGE, "lift the cube")
-    checker.push(env.unwrapped.render())  # type: ignore[arg-type]
+    checker.push(env.unwrapped.render())  # type: ignore[arg-type]  # on purpose
     assert len(kept(NANO_JUDGE)["frames"]) == 1
     checker.close()
     for spec in (NANO, NANO_JUDGE):
@@ -128,7 +128,7 @@ def test_scorer_and_judge_on_one_base_answer_as_two_models_do() -> None:
         get_scorer(resolve({"preset": name, "merge_adapter": False}))
         for name in ("nano", "nano-judge")
     ]
-    scorer, judge = (dict(one._engine._loaded.model.named_parameters()) for one in beside)  # type: ignore[attr-defined]
+    scorer, judge = (dict(one._engine._loaded.model.named_parameters()) for one in beside)  # type: ignore[attr-defined]  # known
     base = {weight.data_ptr() for weight in scorer.values()}
     own = [name for name, weight in judge.items() if weight.data_ptr() not in base]
     assert own

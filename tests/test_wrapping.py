@@ -12,7 +12,7 @@ def test_keywords_override_a_config() -> None:
     assert merge_settings(config, {"gamma": 0.5}) == RewardConfig(scorer="constant", gamma=0.5)
     assert merge_settings(None, {"gamma": 0.5}) == RewardConfig(gamma=0.5)
     with pytest.raises(ConfigError, match="`config` must be a RewardConfig, got dict"):
-        merge_settings({"gamma": 0.5}, {})  # type: ignore[arg-type]
+        merge_settings({"gamma": 0.5}, {})  # type: ignore[arg-type]  # on purpose
 
 
 def test_options_are_split_in_a_copy() -> None:

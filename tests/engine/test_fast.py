@@ -101,7 +101,7 @@ def test_labels_that_cannot_be_told_apart_are_refused(engine: FastEngine) -> Non
     with pytest.raises(ConfigError, match="label ''"):
         engine.label_nll([], ("", "complete"))
     with pytest.raises(ConfigError, match="end_tokens"):
-        engine.label_nll([], LABELS, end_tokens="newline")  # type: ignore[arg-type]
+        engine.label_nll([], LABELS, end_tokens="newline")  # type: ignore[arg-type]  # on purpose
 
 
 def ascii_run(text: str) -> str:

@@ -205,7 +205,7 @@ class TestLabels:
             with pytest.raises(ConfigError, match=message):
                 engine.label_nll([MIXED[0]], labels)
         with pytest.raises(ConfigError, match="`end_tokens` must be one of"):
-            engine.label_nll([MIXED[0]], LABELS, end_tokens="all")  # type: ignore[arg-type]
+            engine.label_nll([MIXED[0]], LABELS, end_tokens="all")  # type: ignore[arg-type]  # on purpose
         # The label's first letters become part of the token before it.
         merging = ask("x", assistant_prefix="compl")
         with pytest.raises(ConfigError, match="tokenised apart"):

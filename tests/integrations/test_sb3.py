@@ -491,7 +491,7 @@ def test_without_stable_baselines_the_error_says_how_to_install_it() -> None:
 def test_a_dead_worker_is_named() -> None:
     venv = batched(counters([9, 9]), SubprocVecEnv, scorer="constant")
     venv.reset()
-    processes = venv.unwrapped.processes  # type: ignore[attr-defined]
+    processes = venv.unwrapped.processes  # type: ignore[attr-defined]  # known
     os.kill(processes[1].pid, signal.SIGKILL)
     processes[1].join()
     with pytest.raises(WorkerError, match=r"by index and exit code: \{1: -9\}"):

@@ -30,9 +30,9 @@ def test_tasks_are_those_of_meta_world():
 
 @pytest.mark.sim
 def test_an_episode_depends_on_its_seed_alone(env):
-    first = wander_episode(env, TASK.env_id, 3)
-    other = wander_episode(env, TASK.env_id, 4)
-    again = wander_episode(env, TASK.env_id, 3)
+    first = wander_episode(env, TASK, 3)
+    other = wander_episode(env, TASK, 4)
+    again = wander_episode(env, TASK, 3)
     np.testing.assert_array_equal(first.frames, again.frames)
     assert first.progress == again.progress
     assert not np.array_equal(first.frames, other.frames)
@@ -40,7 +40,7 @@ def test_an_episode_depends_on_its_seed_alone(env):
 
 @pytest.mark.sim
 def test_every_fourth_frame_and_the_last(env):
-    episode = wander_episode(env, TASK.env_id, 5)
+    episode = wander_episode(env, TASK, 5)
     assert episode.steps == [0, 4, 8, 12, 16, 20, 24, 28, 30]
     assert episode.kind in ("loose", "wander")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,14 @@ def test_exit_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert "skipped: a: Episode 'a' cannot be read: 'frames/a/003.png'" in captured.err
     assert "1 episodes, 5 frames" in captured.out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_engine_that_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_frames(tmp_path / "frames" / "a", ramp(5))
+    command = ["relabel", str(tmp_path / "frames"), "--out", str(tmp_path / "out")]
+    command += ["--instruction", "lift", "--scorer", "nano", "--engine", "vllm"]
+    assert status(*command) == 2
+    assert 'pip install "procreward[vllm]"' in capsys.readouterr().err

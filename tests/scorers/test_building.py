@@ -36,7 +36,7 @@ class Counting(ModelScorer[EngineOptions]):
     [(2, 5, [2, 2, 2, 2, 1]), (5, 5, [5] * 5), (9, 5, [5] * 5), (1, 3, [1] * 3), (4, 0, [])],
 )
 def test_no_batch_is_larger_than_asked(batch_size: int, count: int, sizes: list[int]) -> None:
-    scorer = Counting(None, EngineOptions(batch_size=batch_size))  # type: ignore[arg-type]
+    scorer = Counting(None, EngineOptions(batch_size=batch_size))  # type: ignore[arg-type]  # on purpose
     assert [score.progress for score in scorer.score([query()] * count)] == [
         size / 100 for size in sizes
     ]
@@ -75,4 +75,4 @@ def test_numbers_out_of_range_stay_json(percent: float) -> None:
 )
 def test_wrong_engine_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        EngineOptions(**options)  # type: ignore[arg-type]
+        EngineOptions(**options)  # type: ignore[arg-type]  # wrong on purpose, or from a mapping

@@ -206,7 +206,7 @@ class TestAsking:
         self, sampling: str, steps: tuple[int, ...], indices: tuple[int, ...]
     ) -> None:
         engine = TableEngine((1.0, 2.0))
-        options = JudgeOptions(num_frames=3, sampling=sampling)  # type: ignore[arg-type]
+        options = JudgeOptions(num_frames=3, sampling=sampling)  # type: ignore[arg-type]  # on purpose
         (score,) = CompletionJudge(engine, options).score([query(count=6)])
         clip = engine.calls[0][0][0].parts[0]
         assert isinstance(clip, Clip)
@@ -342,7 +342,7 @@ class TestRoboCasaPreset:
 
     def test_it_is_the_card_s(self) -> None:
         preset = load_preset("robocasa-judge")
-        options = JudgeOptions(**preset.scorer.options)  # type: ignore[arg-type]
+        options = JudgeOptions(**preset.scorer.options)  # type: ignore[arg-type]  # on purpose
         assert preset.scorer.model == "Qwen/Qwen3-VL-4B-Instruct"
         assert preset.scorer.quantization == "auto"
         assert options.views == {RIGHT: 0.5, LEFT: 0.5}
@@ -352,7 +352,7 @@ class TestRoboCasaPreset:
         assert (preset.frame_size, preset.pad) == ((224, 224), True)
 
     def test_every_frame_reaches_the_model_unchanged_with_its_true_time(self, folder: Path) -> None:
-        options = JudgeOptions(**load_preset("robocasa-judge").scorer.options)  # type: ignore[arg-type]
+        options = JudgeOptions(**load_preset("robocasa-judge").scorer.options)  # type: ignore[arg-type]  # on purpose
         engine = TableEngine((1.0, 2.0), (1.0, 2.0))
         asked = query(RIGHT, LEFT, count=64, size=224)
         asked = dataclasses.replace(asked, frame_steps=tuple(range(300, 364)))

@@ -37,7 +37,7 @@ def query(count: int, *views: str) -> Query:
 def test_which_frames_are_shown(
     count: int, num_frames: int, sampling: str, rows: list[int]
 ) -> None:
-    fixed = fixed_length(query(count, "front", "side"), num_frames, sampling)  # type: ignore[arg-type]
+    fixed = fixed_length(query(count, "front", "side"), num_frames, sampling)  # type: ignore[arg-type]  # on purpose
     assert fixed.frame_steps == tuple(10 + row for row in rows)
     for view in ("front", "side"):
         assert fixed.frames[view][:, 0, 0, 0].tolist() == rows
@@ -55,7 +55,7 @@ def test_length_order_and_the_newest_frame(count: int, num_frames: int, sampling
         instruction="go",
         frame_steps=tuple(range(count)),
     )
-    fixed = fixed_length(asked, num_frames, sampling)  # type: ignore[arg-type]
+    fixed = fixed_length(asked, num_frames, sampling)  # type: ignore[arg-type]  # on purpose
     steps = fixed.frame_steps
     assert len(steps) == len(fixed.frames["front"]) == num_frames
     assert list(steps) == sorted(steps)

@@ -375,7 +375,7 @@ class TestFromConfig:
         served = {"engine": "served", "server": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}}
         with pytest.raises(ConfigError, match="`readout: greedy`"):  # before anything is asked
             ProcVLM.from_config(
-                ScorerConfig(name="procvlm", options={**served, "mode": "direct"})  # type: ignore[dict-item]
+                ScorerConfig(name="procvlm", options={**served, "mode": "direct"})  # type: ignore[dict-item]  # wrong on purpose
             )
         with pytest.raises(ConfigError, match="needs a `model`"):
             ProcVLM.from_config(ScorerConfig(name="procvlm"))

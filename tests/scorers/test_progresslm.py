@@ -388,7 +388,7 @@ class TestPresets:
         preset = load_preset(name)
         assert (preset.scorer.name, preset.scorer.model) == ("progresslm", model)
         assert (preset.window_frames, preset.frame_size) == (1, (640, 480))
-        options = ProgressLMOptions(**dict(preset.scorer.options))  # type: ignore[arg-type]
+        options = ProgressLMOptions(**dict(preset.scorer.options))  # type: ignore[arg-type]  # on purpose
         assert (options.think, options.layout, options.max_new_tokens) == (True, "eval", 1024)
 
     def test_the_name_stands_for_the_best_one(self) -> None:

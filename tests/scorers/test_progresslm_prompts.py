@@ -116,9 +116,9 @@ def test_wrong_choices_are_refused() -> None:
     with pytest.raises(ConfigError, match="`layout` must be 'eval' where `think` is false"):
         progresslm_prompt(GOAL, TEXT, STATE, think=False, layout="train")
     with pytest.raises(ConfigError, match="`layout` must be one of 'eval', 'train'"):
-        progresslm_prompt(GOAL, TEXT, STATE, layout="sft")  # type: ignore[arg-type]
+        progresslm_prompt(GOAL, TEXT, STATE, layout="sft")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ConfigError, match="`prompt_family` must be one of"):
-        progresslm_prompt(GOAL, TEXT, STATE, family="qwen2")  # type: ignore[arg-type]
+        progresslm_prompt(GOAL, TEXT, STATE, family="qwen2")  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_wording_has_a_digest() -> None:

@@ -302,7 +302,7 @@ class TestRealModel:
 
 def test_the_preset_is_found_by_name_and_lends_its_windows() -> None:
     preset = load_preset("topreward-qwen3-vl-8b")
-    options = TOPRewardOptions(**preset.scorer.options)  # type: ignore[arg-type]
+    options = TOPRewardOptions(**preset.scorer.options)  # type: ignore[arg-type]  # on purpose
     assert (options.num_frames, options.fps, options.readout) == (16, 2.0, "log_odds")
     assert (preset.window_frames, preset.pad) == (16, True)
     handle = resolve("topreward")

@@ -103,9 +103,9 @@ def test_a_learner_comes_back_as_it_was(tmp_path: Path, algorithm: str) -> None:
     assert draws(again) == expected
     assert made.normalisation == made.folder / "normalisation.pkl"
     stored = VecNormalize.load(str(made.normalisation), DummyVecEnv([Corridor]))
-    assert np.array_equal(stored.obs_rms.mean, model.get_env().obs_rms.mean)  # type: ignore[union-attr]
+    assert np.array_equal(stored.obs_rms.mean, model.get_env().obs_rms.mean)  # type: ignore[union-attr]  # not None
     if algorithm == "sac":
-        one, two = model.replay_buffer, again.replay_buffer  # type: ignore[attr-defined]
+        one, two = model.replay_buffer, again.replay_buffer  # type: ignore[attr-defined]  # known
         assert one.pos == two.pos == 40
         assert np.array_equal(one.rewards, two.rewards)
 
@@ -122,10 +122,10 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     made = save_checkpoint(tmp_path, model)
     (made.folder / "state.json").write_text("{")
     with pytest.raises(ConfigError, match=r"'.*step-000000000' cannot be used .* remove that"):
-        restore_learner(made, "ppo", model.get_env())  # type: ignore[arg-type]
+        restore_learner(made, "ppo", model.get_env())  # type: ignore[arg-type]  # on purpose
     (made.folder / "policy.zip").write_bytes(b"PK")
     with pytest.raises(ConfigError, match="cannot be used"):
-        restore_learner(made, "ppo", model.get_env())  # type: ignore[arg-type]
+        restore_learner(made, "ppo", model.get_env())  # type: ignore[arg-type]  # on purpose
 
 
 def test_a_checkpoint_for_other_spaces_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Steady:
 
 
 def run(push: float = 1.0, **kwargs: Any) -> EvalResult:
-    return evaluate(Steady(push), kwargs.pop("make", Corridor), **kwargs)  # type: ignore[arg-type]
+    return evaluate(Steady(push), kwargs.pop("make", Corridor), **kwargs)  # type: ignore[arg-type]  # on purpose
 
 
 def test_success_is_at_any_step_and_progress_is_the_highest() -> None:
@@ -61,9 +61,9 @@ def test_episodes_side_by_side_are_the_same_episodes(num_envs: int) -> None:
             super().predict(obs, deterministic)
             return np.sign(obs[:, 2:] - obs[:, :2]), None
 
-    alone = evaluate(Still(), make, episodes=5, seed=3, num_envs=1)  # type: ignore[arg-type]
+    alone = evaluate(Still(), make, episodes=5, seed=3, num_envs=1)  # type: ignore[arg-type]  # on purpose
     model = Still()
-    beside = evaluate(model, make, episodes=5, seed=3, num_envs=num_envs)  # type: ignore[arg-type]
+    beside = evaluate(model, make, episodes=5, seed=3, num_envs=num_envs)  # type: ignore[arg-type]  # on purpose
     assert beside == alone
     assert max(model.batches) == min(num_envs, 5)
     assert sum(model.batches) == 45
@@ -84,10 +84,10 @@ def test_evaluations_see_the_same_starts_in_environments_that_are_kept() -> None
         model.seen.append(np.array(obs))
         return np.zeros((len(obs), 2), np.float32), None
 
-    model.predict = predict  # type: ignore[method-assign]
-    evaluator(model)  # type: ignore[arg-type]
+    model.predict = predict  # type: ignore[method-assign]  # a spy
+    evaluator(model)  # type: ignore[arg-type]  # wrong on purpose, or from a mapping
     first, model.seen = model.seen, []
-    evaluator(model)  # type: ignore[arg-type]
+    evaluator(model)  # type: ignore[arg-type]  # wrong on purpose, or from a mapping
     assert len(made) == 2
     assert all(np.array_equal(a, b) for a, b in zip(first, model.seen, strict=True))
     evaluator.close()
@@ -101,20 +101,20 @@ def learner(tmp_path: Path) -> tuple[BaseAlgorithm, VecNormalize]:
 
 def test_an_evaluation_leaves_no_trace_in_the_learner(tmp_path: Path) -> None:
     model, venv = learner(tmp_path)
-    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]
-    mean, count = venv.obs_rms.mean.copy(), venv.obs_rms.count  # type: ignore[union-attr]
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]  # not None
+    mean, count = venv.obs_rms.mean.copy(), venv.obs_rms.count  # type: ignore[union-attr]  # not None
     result = evaluate(model, Corridor, episodes=3, normalise=venv)
     assert result == evaluate(model, Corridor, episodes=3, normalise=venv.normalize_obs)
     assert before[0] == random.getstate()
     assert torch.equal(before[1], torch.get_rng_state())
-    assert before[2] == np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]
-    assert np.array_equal(mean, venv.obs_rms.mean)  # type: ignore[union-attr]
-    assert count == venv.obs_rms.count  # type: ignore[union-attr]
+    assert before[2] == np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]  # not None
+    assert np.array_equal(mean, venv.obs_rms.mean)  # type: ignore[union-attr]  # not None here
+    assert count == venv.obs_rms.count  # type: ignore[union-attr]  # not None here
 
 
 def test_observations_are_normalised_for_the_policy() -> None:
     model = Steady()
-    evaluate(model, Corridor, episodes=1, normalise=lambda obs: obs + 5.0)  # type: ignore[arg-type]
+    evaluate(model, Corridor, episodes=1, normalise=lambda obs: obs + 5.0)  # type: ignore[arg-type]  # on purpose
     assert model.seen[0].tolist() == [[5.0, 5.0]]
 
 
@@ -132,7 +132,7 @@ def test_success_may_be_unknown() -> None:
         False,
     )
     result = evaluate(
-        Steady(0.0),  # type: ignore[arg-type]
+        Steady(0.0),  # type: ignore[arg-type]  # wrong on purpose, or from a mapping
         lambda: gym.make("MountainCarContinuous-v0", max_episode_steps=4),
         episodes=2,
     )

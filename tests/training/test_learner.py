@@ -23,7 +23,7 @@ def test_the_learner_discounts_as_the_reward_does(tmp_path: Path) -> None:
     for algorithm, kind in (("ppo", PPO), ("sac", SAC)):
         model = build_learner(config(tmp_path, algorithm, seed=4), venv())
         assert type(model) is kind
-        assert (model.gamma, model.seed) == (0.9, 4)  # type: ignore[attr-defined]
+        assert (model.gamma, model.seed) == (0.9, 4)  # type: ignore[attr-defined]  # known
         assert model.device == torch.device("cpu")
 
 
@@ -40,7 +40,7 @@ def test_keywords_reach_the_learner() -> None:
     assert model.policy.mlp_extractor.policy_net[0].out_features == 5
     learner = {**LEARNERS["sac"], "train_freq": [2, "step"]}
     model = build_learner(TrainConfig(env="x", algorithm="sac", learner=learner), venv())
-    assert model.train_freq.frequency == 2  # type: ignore[attr-defined]
+    assert model.train_freq.frequency == 2  # type: ignore[attr-defined]  # known
 
 
 def test_dictionary_observations_have_a_policy_of_their_own() -> None:

@@ -60,7 +60,7 @@ def test_everything_promised_is_written(tmp_path: Path) -> None:
     assert report.failures == 0
     assert read_evaluations(out / "evaluations.jsonl") == list(report.evaluations)
     assert [entry.step for entry in report.evaluations] == [0, 64, 128]
-    assert json.loads((out / "best" / "best.json").read_text())["step"] == report.best.step  # type: ignore[union-attr]
+    assert json.loads((out / "best" / "best.json").read_text())["step"] == report.best.step  # type: ignore[union-attr]  # not None
     table = next(text for text in said if "true progress" in text).splitlines()
     assert table[0].split()[:3] == ["step", "success", "true"]
     assert [line.split()[0] for line in table[2:]] == ["0", "64", "128"]

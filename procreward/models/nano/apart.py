@@ -16,15 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from procreward.models.nano.render import FRAME_STRIDE, Episode, rendering_command, write_shards
+from procreward.models.nano.render import FRAME_STRIDE, Episode, rendering_command, shards_of
 from procreward.models.nano.tasks import Task
 from procreward.models.nano.wander import Hand
 
@@ -173,28 +171,9 @@ def _share(rng: np.random.Generator) -> float:
     return min(1.0, rng.uniform(0.85, 1.1) if lot < _UNTOUCHED + _DONE else rng.random())
 
 
-def render_apart(
-    task: Task, *, episodes: int, seed_start: int, out: Path, shard_size: int = 50
-) -> list[Path]:
-    """Render episodes of a task into shards under ``out``; shards that exist are skipped.
-
-    Args:
-        task: A task of :data:`SLIDES`.
-        episodes: How many.
-        seed_start: Seed of the first; the others follow.
-        out: Folder of the shards.
-        shard_size: Episodes in one file.
-
-    Returns:
-        The shards' paths, new ones and those that were there.
-    """
-
-    def play(env: Any, seeds: range) -> list[Episode]:
-        return list(map(partial(apart_episode, env, task), seeds))
-
-    return write_shards(
-        task, play, episodes=episodes, seed_start=seed_start, out=out, shard_size=shard_size
-    )
+render_apart = shards_of(apart_episode)
+"""Renders episodes of a task of :data:`SLIDES` into shards under ``out``; those that exist are
+skipped."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -254,6 +254,28 @@ def _success_by_kind(runs: Sequence[Episode]) -> str:
     return ", ".join(words)
 
 
+def shards_of(play: Callable[[Any, Task, int], Episode]) -> Callable[..., list[Path]]:
+    """Return what renders one kind of episodes into shards, to be called as :func:`render_shards`.
+
+    Args:
+        play: Plays the episode of a seed in an environment of a task.
+    """
+
+    def render(
+        task: Task, *, episodes: int, seed_start: int, out: Path, shard_size: int = 50
+    ) -> list[Path]:
+        return write_shards(
+            task,
+            lambda env, seeds: [play(env, task, seed) for seed in seeds],
+            episodes=episodes,
+            seed_start=seed_start,
+            out=out,
+            shard_size=shard_size,
+        )
+
+    return render
+
+
 def rendering_command(
     argv: Sequence[str] | None,
     render: Callable[..., list[Path]],

@@ -15,13 +15,12 @@ the same folder; an episode depends on its seed alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from procreward.models.nano.render import FRAME_STRIDE, Episode, rendering_command, write_shards
+from procreward.models.nano.render import FRAME_STRIDE, Episode, rendering_command, shards_of
 from procreward.models.nano.tasks import Task
 
 __all__ = ["TASK_NAMES", "Hand", "main", "render_wandering", "wander_episode"]
@@ -141,12 +140,12 @@ class _Turns:
                 self.scripted, self._left = False, _FOR_GOOD
 
 
-def wander_episode(env: Any, env_id: str, seed: int) -> Episode:
+def wander_episode(env: Any, task: Task, seed: int) -> Episode:
     """Run one episode to its horizon and keep every fourth frame and the last.
 
     Args:
         env: A Meta-World environment of ours, wrapped by its time limit.
-        env_id: Its id, for the expert.
+        task: The task, for the expert.
         seed: Seed of scene and behaviour.
 
     Returns:
@@ -155,7 +154,7 @@ def wander_episode(env: Any, env_id: str, seed: int) -> Episode:
     from procreward.envs.experts import make_expert
 
     rng = np.random.default_rng([seed, 11])
-    expert = make_expert(env_id, str(rng.choice(_EXPERTS)), seed)
+    expert = make_expert(task.env_id, str(rng.choice(_EXPERTS)), seed)
     _, info = env.reset(seed=seed)
     expert.reset(env)
     bare = env.unwrapped
@@ -178,28 +177,9 @@ def wander_episode(env: Any, env_id: str, seed: int) -> Episode:
     return episode
 
 
-def render_wandering(
-    task: Task, *, episodes: int, seed_start: int, out: Path, shard_size: int = 50
-) -> list[Path]:
-    """Render episodes of a task into shards under ``out``; shards that exist are skipped.
-
-    Args:
-        task: A task of :data:`TASK_NAMES`.
-        episodes: How many.
-        seed_start: Seed of the first; the others follow.
-        out: Folder of the shards.
-        shard_size: Episodes in one file.
-
-    Returns:
-        The shards' paths, new ones and those that were there.
-    """
-
-    def play(env: Any, seeds: range) -> list[Episode]:
-        return [wander_episode(env, task.env_id, seed) for seed in seeds]
-
-    return write_shards(
-        task, play, episodes=episodes, seed_start=seed_start, out=out, shard_size=shard_size
-    )
+render_wandering = shards_of(wander_episode)
+"""Renders episodes of a task of :data:`TASK_NAMES` into shards under ``out``; those that exist are
+skipped."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

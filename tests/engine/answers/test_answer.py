@@ -112,7 +112,7 @@ class TestCheck:
 
     def test_patterns_over_bytes_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="compiled patterns"):
-            check_stop((re.compile(b"x"),))  # type: ignore[arg-type]
+            check_stop((re.compile(b"x"),))  # type: ignore[arg-type]  # on purpose
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_the_memory_message_says_needed_and_free() -> None:
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(torch.nn.Linear):
-        def to(self, *args: object, **options: object) -> Full:  # type: ignore[override]
+        def to(self, *args: object, **options: object) -> Full:  # type: ignore[override]  # narrower on purpose
             raise torch.cuda.OutOfMemoryError("full")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 1024**3))

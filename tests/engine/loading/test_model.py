@@ -55,7 +55,7 @@ def test_choices_are_made_and_said(
     assert not loaded.model.training
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
     with pytest.raises(TypeError):
-        loaded.reasons["device"] = "other"  # type: ignore[index]
+        loaded.reasons["device"] = "other"  # type: ignore[index]  # not None
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_unknown_options_are_refused(
     tiny_folder: Path, options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_model(str(tiny_folder), **options)  # type: ignore[arg-type]
+        load_model(str(tiny_folder), **options)  # type: ignore[arg-type]  # on purpose
 
 
 def test_a_missing_gpu_is_said(tiny_folder: Path) -> None:

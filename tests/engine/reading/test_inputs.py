@@ -139,4 +139,4 @@ def _like(loaded: LoadedModel, **changes: object) -> LoadedModel:
     """A model with other settings and the same weights."""
     names = ("tokenizer", "image_config", "device", "dtype", "model")
     values = {name: getattr(loaded, name) for name in names} | changes
-    return SimpleNamespace(**values)  # type: ignore[return-value]
+    return SimpleNamespace(**values)  # type: ignore[return-value]  # a stand-in

@@ -228,7 +228,7 @@ def test_other_tokenizers_and_layouts_are_refused() -> None:
     with pytest.raises(ArchitectureError, match="vision_start"):
         ChatBuilder(Foreign())
     with pytest.raises(ConfigError, match="video_layout"):
-        ChatBuilder(TOKENIZER, video_layout="4.56")  # type: ignore[arg-type]
+        ChatBuilder(TOKENIZER, video_layout="4.56")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ConfigError, match="positive `fps`"):
         Video.from_frames([0, 1], 0.0, 1, 1)
     with pytest.raises(ConfigError, match="at least one frame"):

@@ -260,8 +260,8 @@ class StandInLLM:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandInLLM]:
     module = ModuleType("vllm")
-    module.LLM = StandInLLM  # type: ignore[attr-defined]
-    module.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
+    module.LLM = StandInLLM  # type: ignore[attr-defined]  # known of the concrete class
+    module.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]  # known
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setattr(StandInLLM, "made", [])
@@ -348,7 +348,7 @@ class TestEngine:
                 answer = SimpleNamespace(text=request["prompt"], token_ids=[], finish_reason="stop")
                 return SimpleNamespace(outputs=[answer])
 
-        sys.modules["vllm"].LLM = Echo  # type: ignore[attr-defined]
+        sys.modules["vllm"].LLM = Echo  # type: ignore[attr-defined]  # known of the concrete class
         config = {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
         (tmp_path / "config.json").write_text(json.dumps(config))
         engine = VLLMEngine(tmp_path, loaded.image_config)
