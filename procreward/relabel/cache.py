@@ -28,8 +28,9 @@ from procreward.relabel.publishing import publish
 from procreward.relabel.readings import EpisodeReadings, Reading, read_readings, write_readings
 from procreward.relabel.showing import Showing
 
-__all__ = ["Cache", "Known", "cache_key", "portable"]
+__all__ = ["Cache", "Known", "cache_key", "is_cache", "portable"]
 
+_KEY = re.compile(r"[0-9a-f]{12}")
 _RUN = re.compile(r"every-(\d+)-[0-9a-f]+")
 _WHOLE_FILE_BYTES = 1 << 20
 _END_BYTES = 1 << 16
@@ -65,6 +66,11 @@ def cache_key(plan: StreamPlan, showing: Showing) -> tuple[str, dict[str, Any]]:
         "shown": [asdict(one) for one in showing.shown],
     }
     return _digest(account), json.loads(json.dumps(account))
+
+
+def is_cache(folder: Path) -> bool:
+    """Say whether all that a folder holds is named as readings are, by :func:`cache_key`."""
+    return all(_KEY.fullmatch(child.name) for child in folder.iterdir())
 
 
 def _digest(value: Any) -> str:

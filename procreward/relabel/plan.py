@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +19,22 @@ from procreward.errors import ConfigError, DatasetError, InstructionError
 from procreward.instruction import check_instruction
 from procreward.optional import ARROW, need
 from procreward.plan import StreamPlan
-from procreward.relabel.cache import Cache, Known, cache_key
+from procreward.relabel.cache import Cache, Known, cache_key, is_cache
 from procreward.relabel.config import RelabelConfig, parse_options, select
 from procreward.relabel.episodes import Episode, Source, Writer
 from procreward.relabel.formats import VIDEO_SUFFIXES, open_source, open_writer
 from procreward.relabel.scoring import EpisodeJob, GroupJob
 from procreward.relabel.showing import Showing
 
-__all__ = ["RELABEL_JSON", "RelabelPlan", "check_out", "prepare"]
+__all__ = ["RELABEL_JSON", "STAGING", "RelabelPlan", "check_out", "prepare"]
 
 RELABEL_JSON = "relabel.json"
 """The file that is written last: what is in the folder, and where it comes from."""
+
+STAGING = ".staged"
+"""The folder in which files are made before they appear."""
+
+_CACHE = "cache"
 
 # Bytes that a query and a frame take in all files together, about.
 _QUERY_BYTES = 2000
@@ -187,7 +192,7 @@ def prepare(config: RelabelConfig) -> RelabelPlan:
     key, account = cache_key(stream, showing)
     identities = _identities(source, episodes)
     cache = Cache(
-        config.out / "cache",
+        config.out / _CACHE,
         key,
         config.every_k_frames,
         [[identities[one.index] for one in group] for group in groups],
@@ -243,18 +248,31 @@ def check_out(plan: RelabelPlan) -> None:
     Raises:
         ConfigError: If it holds something else, or labels of other settings.
     """
-    out, root = plan.config.out.absolute(), plan.source.root.absolute()
-    inside = out == root or (root.is_dir() and out.is_relative_to(root))
+    out, root = plan.config.out.resolve(), plan.source.root.resolve()
     fix = "A dataset is never changed in place."
-    check(not inside, "out", "a folder outside of the dataset", str(plan.config.out), fix)
+    rule = "a folder outside of the dataset"
+    check(not out.is_relative_to(root), "out", rule, str(plan.config.out), fix)
+    # What a run replaces in its folder would be the dataset itself.
+    rule = f"a folder without the dataset {str(plan.source.root)!r} in it"
+    check(not root.is_relative_to(out), "out", rule, str(plan.config.out), fix)
     if not out.exists():
         return
     check(out.is_dir(), "out", "a folder", str(plan.config.out))
     names = {child.name for child in out.iterdir()}
-    ours = not names or bool(names & {RELABEL_JSON, "cache", ".lock"})
-    check(ours, "out", "empty or of an earlier run", str(plan.config.out), "Give another folder.")
+    fix = "Give another folder."
+    check(_is_ours(out, names), "out", "empty or of an earlier run", str(plan.config.out), fix)
     if RELABEL_JSON in names and not plan.config.overwrite:
         _check_settings(plan, out / RELABEL_JSON)
+
+
+def _is_ours(out: Path, names: Collection[str]) -> bool:
+    """Whether a run may replace what is in a folder; many have something called `cache`."""
+    if RELABEL_JSON in names:
+        return True
+    cache = out / _CACHE
+    if cache.is_dir() and any(cache.iterdir()):
+        return is_cache(cache)
+    return set(names) <= {_CACHE, STAGING, ".lock"}
 
 
 def _check_settings(plan: RelabelPlan, path: Path) -> None:

@@ -21,7 +21,7 @@ from procreward.relabel.config import RelabelConfig
 from procreward.relabel.deriving import derive
 from procreward.relabel.episodes import Episode, EpisodeLabels, Source
 from procreward.relabel.estimate import estimate
-from procreward.relabel.plan import RELABEL_JSON, RelabelPlan, check_out, prepare
+from procreward.relabel.plan import RELABEL_JSON, STAGING, RelabelPlan, check_out, prepare
 from procreward.relabel.publishing import FolderLock, check_free_space, publish, remove
 from procreward.relabel.readings import EpisodeReadings
 from procreward.relabel.scoring import AHEAD_BYTES, GroupJob, GroupResult, OpenGroup
@@ -48,8 +48,6 @@ EPISODES = "episodes.jsonl"
 RECORDS = "records.jsonl"
 SOURCE = "source.txt"
 """Where the dataset was on this machine, for ``procreward report``; nothing else says so."""
-
-STAGING = ".staged"
 
 _NO_JOB: tuple[int, GroupJob | None] = (0, None)
 
