@@ -147,11 +147,13 @@ def _lines(episodes: Iterable[EpisodeReadings]) -> Iterable[dict[str, Any]]:
 def write_readings(episodes: Iterable[EpisodeReadings], path: Path) -> None:
     """Write readings as JSON lines; the same readings give the same bytes.
 
+    Half a surrogate pair, which a model's text or a file's name may hold, is escaped.
+
     Args:
         episodes: In the order of the file.
         path: A new file; it is not flushed to disk.
     """
-    with path.open("w", encoding="utf-8") as handle:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as handle:
         for line in _lines(episodes):
             handle.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -163,7 +165,8 @@ def read_readings(path: Path) -> tuple[EpisodeReadings, ...]:
         DatasetError: If the file is none, or lines are missing.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as handle:
+            lines = [json.loads(line) for line in handle]
         found, place = [], 0
         while place < len(lines):
             head, count = lines[place], lines[place]["readings"]

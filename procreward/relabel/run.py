@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -240,14 +241,14 @@ def _write_account(plan: RelabelPlan, account: Mapping[str, Any], staging: Path)
 
 def _write_json(value: object, path: Path) -> None:
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _publish(plan: RelabelPlan, staging: Path) -> RelabelReport:
     """Derive the labels, write all files, check them and move them into place."""
     provenance = _provenance(plan)
     report = _write_files(plan, staging, provenance)
-    (staging / SOURCE).write_text(f"{plan.source.root.absolute()}\n", encoding="utf-8")
+    (staging / SOURCE).write_bytes(os.fsencode(plan.source.root.absolute()) + b"\n")
     names = [SIDECAR, EPISODES, RECORDS, SOURCE]
     if plan.writer is not None:
         staged = staging / DATASET
@@ -275,7 +276,8 @@ def _provenance(plan: RelabelPlan) -> dict[str, Any]:
     return {
         "procreward": version("procreward"),
         "source": {
-            "name": source.root.name,
+            # Of bytes that are no UTF-8, which not every format can hold.
+            "name": source.root.name.encode(errors="backslashreplace").decode(),
             "format": source.format,
             "views": list(source.views),
             "episodes": len(source.episodes),
@@ -320,7 +322,8 @@ def _write_files(plan: RelabelPlan, staging: Path, provenance: Mapping[str, Any]
     view = plan.showing.views[0]
     with ExitStack() as stack:
         sidecar = stack.enter_context(SidecarWriter(staging / SIDECAR, metadata))
-        lines = stack.enter_context((staging / RECORDS).open("w", encoding="utf-8"))
+        opened = (staging / RECORDS).open("w", encoding="utf-8", errors="backslashreplace")
+        lines = stack.enter_context(opened)
 
         def records() -> Iterator[EpisodeRecord]:
             for episode, found in _read(plan):

@@ -98,7 +98,10 @@ def write_page(page: Page, path: Path) -> None:
     Raises:
         MissingDependencyError: If Jinja2 is not installed.
     """
-    with atomic_path(path) as staged, staged.open("w", encoding="utf-8") as handle:
+    with (
+        atomic_path(path) as staged,
+        staged.open("w", encoding="utf-8", errors="backslashreplace") as handle,
+    ):
         for part in _parts(page):
             handle.write(part)
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -233,7 +234,7 @@ def _known_place(folder: Path) -> Path | None:
     path = folder / SOURCE_TXT
     if not path.is_file():
         return None
-    return Path(path.read_text(encoding="utf-8").strip())
+    return Path(os.fsdecode(path.read_bytes().removesuffix(b"\n")))
 
 
 def _views(run: Run, there: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -168,7 +168,11 @@ def write_records(records: Iterable[EpisodeRecord], path: Path) -> None:
     Raises:
         ValueError: If a number is not finite (JSON has no NaN).
     """
-    with atomic_path(path) as staged, staged.open("w", encoding="utf-8") as handle:
+    with (
+        atomic_path(path) as staged,
+        # Half a surrogate pair, which JSON can hold and UTF-8 cannot.
+        staged.open("w", encoding="utf-8", errors="backslashreplace") as handle,
+    ):
         for record in records:
             handle.write(json.dumps(asdict(record), allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -187,14 +191,16 @@ def read_records(path: Path) -> list[EpisodeRecord]:
         FileNotFoundError: If there is no such file.
     """
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records.append(_record(json.loads(line)))
-        except (TypeError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"`{path}` line {number} must be an episode record, got {line[:60]!r} ({error}); "
-                "write such files with procreward.report.records.write_records."
-            ) from error
+    # Not splitlines(), which takes more than JSON does for the end of a line.
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                records.append(_record(json.loads(line)))
+            except (TypeError, KeyError, ValueError) as error:
+                raise ConfigError(
+                    f"`{path}` line {number} must be an episode record, got {line[:60]!r} "
+                    f"({error}); write such files with procreward.report.records.write_records."
+                ) from error
     return records
 
 

@@ -16,6 +16,13 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
     assert read_records(tmp_path / "deep" / "episodes.jsonl") == records
 
 
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "half a pair \ud83d"])
+def test_any_text_is_read_back(text: str, tmp_path: Path) -> None:
+    records = [episode(instruction=text, trace=(step_trace(0, text=text),)), episode("fail")]
+    write_records(records, tmp_path / "episodes.jsonl")
+    assert read_records(tmp_path / "episodes.jsonl") == records
+
+
 def test_the_file_holds_one_json_object_a_line(tmp_path: Path) -> None:
     write_records([episode(), episode("fail")], tmp_path / "episodes.jsonl")
     lines = (tmp_path / "episodes.jsonl").read_text().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procreward.errors import ConfigError, DatasetError, UnknownNameError
+from procreward.relabel import RelabelConfig, relabel
 from procreward.report.page import SCRIPTS, safe_json
 from procreward.report.records import read_records, write_records
 from procreward.report.runs import open_run
@@ -53,6 +55,21 @@ def test_the_page_of_a_relabelled_set(run: Path) -> None:
         "drop",
         "stall",
     }
+
+
+def test_a_name_of_bytes_that_are_no_text(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"set \xe9")
+    write_video(tmp_path / "video.mp4", ramp(4))
+    source.mkdir()
+    (tmp_path / "video.mp4").rename(source / os.fsdecode(b"ep \xe9.mp4"))
+    config = RelabelConfig(
+        source=source, out=tmp_path / "run", scorer="moody", window_frames=2, instruction="lift"
+    )
+    assert relabel(config, lambda _: None).episodes == 1
+    page, result, _ = made(tmp_path / "run")
+    assert result.videos == 1
+    assert [row["name"] for row in block(page, "data")["rows"]] == ["ep \udce9"]
+    assert "<h1>set \\udce9</h1>" in page
 
 
 def test_the_page_stands_alone(run: Path, tmp_path: Path) -> None:
