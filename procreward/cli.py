@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
         status = _run(arguments.command)
-    except ProcrewardError as error:
+    except (ProcrewardError, OSError) as error:  # OSError: a full disk, a folder that is read-only
         if arguments.debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

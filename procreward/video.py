@@ -241,7 +241,8 @@ class VideoReader:
                 f"`path` must be a video file, got {self._path!r}: there is no such file."
             )
         before, after = ([], []) if span is None else span.ffmpeg_options()
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *before, "-i", self._path]
+        # A name such as 10:30.mp4 would be taken for an address.
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *before, "-i", f"file:{self._path}"]
         # Pictures with a header each, so that their size need not be known beforehand.
         command += ["-map", "0:v:0", *after, "-f", "image2pipe", "-c:v", "ppm"]
         command += ["-pix_fmt", "rgb24", "-"]

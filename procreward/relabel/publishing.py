@@ -32,6 +32,7 @@ class FolderLock:
 
     Raises:
         LockedError: On entering, if another process works there; it is named.
+        ConfigError: On entering, if the folder cannot be written or locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,12 +41,11 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         """Take the lock."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = self._opened()
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 holder = os.read(handle, 400).decode(errors="replace").strip()
                 os.close(handle)
                 raise LockedError(
@@ -53,14 +53,32 @@ class FolderLock:
                     f"{holder or 'a process that has just begun'}. Wait for it, or give another "
                     "`out`."
                 ) from error
+            except OSError as error:
+                os.close(handle)
+                raise ConfigError(
+                    f"`out` must be on a file system with locks, got {str(self._path.parent)!r}: "
+                    f"{error}. Give a folder on another one, or mount it with locks (Lustre: "
+                    "-o flock)."
+                ) from error
             if _is_at(handle, self._path):
                 break
             os.close(handle)  # its holder removed it meanwhile
         os.ftruncate(handle, 0)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}, {command}\n".encode())
+        text = f"process {os.getpid()} on {socket.gethostname()}, {command}\n"
+        os.write(handle, text.encode(errors="backslashreplace"))
         self._handle = handle
         return self
+
+    def _opened(self) -> int:
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"`out` must be a folder that can be written, got {str(folder)!r}: {error}."
+            ) from error
 
     def __exit__(self, *_: object) -> None:
         """Remove the file and let go."""

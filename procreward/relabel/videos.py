@@ -76,8 +76,9 @@ def _probe(path: Path) -> _Probe:
     """Count the pictures of a video without decoding them."""
     import imageio_ffmpeg
 
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", str(path), "-map", "0:v:0"]
-    command += ["-c", "copy", "-f", "null", "-"]
+    # A name such as 10:30.mp4 would be taken for an address.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-i", f"file:{path}"]
+    command += ["-map", "0:v:0", "-c", "copy", "-f", "null", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     counts, rate = _COUNT.findall(done.stderr), _RATE.search(done.stderr)
     fps = float(rate[1]) if rate is not None and float(rate[1]) > 0 else None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import threading
@@ -49,6 +51,25 @@ def test_a_lock_is_of_one_holder(tmp_path: Path) -> None:
             pass
     assert list((tmp_path / "out").iterdir()) == []
     with FolderLock(tmp_path / "out"):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match=r"`out` must be a folder that can be written.*file/x"),
+        FolderLock(tmp_path / "file" / "x"),
+    ):
+        pass
+
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)  # as Lustre does where it is mounted without
+    with (
+        pytest.raises(ConfigError, match="`out` must be on a file system with locks"),
+        FolderLock(tmp_path / "out"),
+    ):
         pass
 
 
@@ -167,6 +188,16 @@ def test_readings_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("{}")
     with pytest.raises(DatasetError, match="must hold readings"):
         read_readings(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "half a pair \ud83d"])
+def test_any_text_is_read_as_it_was_written(text: str, tmp_path: Path) -> None:
+    reading = Reading.of(0, (0,), Score(progress=0.5, text=text))
+    episodes = (
+        EpisodeReadings(index=0, name=text, fingerprint="f", instruction=text, readings=(reading,)),
+    )
+    write_readings(episodes, tmp_path / "a")
+    assert read_readings(tmp_path / "a") == episodes
 
 
 def test_paths_of_this_machine_are_shortened() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from procreward import registry
 from procreward.cli import main
+from tests.relabel.kill import tree
 from tests.relabel.sets import ramp, write_frames
 
 registry.register_scorer("grey", "tests.relabel.scorers:Grey")
@@ -39,6 +42,25 @@ def test_exit_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert "skipped: a: Episode 'a' cannot be read: 'frames/a/003.png'" in captured.err
     assert "1 episodes, 5 frames" in captured.out
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    write_frames(tmp_path / "frames" / "a", ramp(60))
+    command = [sys.executable, "-m", "procreward", "relabel", "frames", "--out", "out"]
+    command += ["--instruction", "lift", "--scorer", "constant", "--every-k-frames", "1"]
+    full = subprocess.run(
+        ["sh", "-c", 'ulimit -f 4 && exec "$@"', "sh", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 2
+    assert "error: [Errno 27] File too large" in full.stderr
+    assert "Traceback" not in full.stderr
+    # What was made is cleared away, so that the same command can be given again.
+    assert [Path(name).name for name in tree(tmp_path / "out")] == ["scorer.json"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

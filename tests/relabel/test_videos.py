@@ -26,6 +26,14 @@ def test_a_video(tmp_path: Path) -> None:
     assert greys(source, 0, "video") == pytest.approx(ramp(7), abs=2)
 
 
+def test_a_name_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "lift.mp4", ramp(4))
+    (tmp_path / "lift.mp4").rename(tmp_path / "10:30 %d.mp4")
+    monkeypatch.chdir(tmp_path)
+    source = VideoSource(Path("10:30 %d.mp4"))
+    assert greys(source, 0, "video") == pytest.approx(ramp(4), abs=2)
+
+
 def test_a_folder_of_videos(tmp_path: Path) -> None:
     for name, count in (("ep_10", 3), ("ep_9", 4)):
         write_video(tmp_path / f"{name}.mp4", ramp(count))
