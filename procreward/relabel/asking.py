@@ -66,7 +66,6 @@ class Asking:
         job: What is asked.
         stream: What its pictures go through.
         readings: What was answered so far.
-        error: Why it was given up, else empty.
         step: Pictures taken so far.
         waited_s: Seconds that it took to get them.
     """
@@ -91,7 +90,6 @@ class Asking:
         self.episode, self.job = episode, job
         self.stream = EpisodeStream(plan, fps=fps, max_lag_steps=_NO_LAG_LIMIT)
         self.readings: list[Reading] = []
-        self.error = ""
         self.step = 0
         self.waited_s = 0.0
         self._pictures = pictures
@@ -103,12 +101,12 @@ class Asking:
     @property
     def seen(self) -> bool:
         """Whether all of its pictures have been taken."""
-        return bool(self.error) or 0 < self.episode.frames == self.step
+        return 0 < self.episode.frames == self.step
 
     @property
     def over(self) -> bool:
         """Whether all is asked and answered."""
-        return bool(self.error) or (self.seen and not self._steps)
+        return self.seen and not self._steps
 
     def collect(self, limit: int) -> list[DueQuery]:
         """Go on until a number of further pictures wait for answers, or nothing can be asked.
@@ -141,6 +139,16 @@ class Asking:
             step.answers = [next(rest) for _ in step.dues]
         self._settle()
 
+    def look_through(self) -> None:
+        """Take all pictures that are left, to see whether they are whole; nothing more is asked.
+
+        Raises:
+            DatasetError: As :meth:`collect` does.
+        """
+        found = self.step + sum(1 for _ in self._pictures)
+        if found != self.episode.frames:
+            raise self._miscounted(found)
+
     def _go_on(self) -> _Step:
         episode, step = self.episode, self.step
         last = step == episode.frames - 1
@@ -152,10 +160,7 @@ class Asking:
         finally:
             self.waited_s += time.perf_counter() - started
         if pictures is None or longer:
-            got = "more" if longer else f"only {step}"
-            raise DatasetError(
-                f"Episode {episode.name!r} must have {episode.frames} frames, got {got}."
-            )
+            raise self._miscounted(step + 2 if longer else step)
         if step == 0:
             dues = self.stream.begin(pictures, self.job.instruction)
         else:
@@ -167,6 +172,11 @@ class Asking:
         self._steps.append(found)
         self._settle()
         return found
+
+    def _miscounted(self, found: int) -> DatasetError:
+        frames = self.episode.frames
+        got = "more" if found > frames else f"only {found}"
+        return DatasetError(f"Episode {self.episode.name!r} must have {frames} frames, got {got}.")
 
     def _lookup(self, step: int, dues: list[DueQuery]) -> Reading | None:
         windows = [due.query.frame_steps for due in dues]

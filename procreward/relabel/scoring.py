@@ -15,11 +15,12 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +50,11 @@ CALL_BYTES = 512 * 1024 * 1024
 _BLANK: Mapping[str, Frame] = {"blank": np.ones((1, 1, 3), np.uint8)}
 
 _Batch = list[tuple[Asking, list[DueQuery]]]
+_Result = TypeVar("_Result")
+
+
+class _SkippedError(Exception):
+    """An episode cannot be read, and is to be skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +133,9 @@ class OpenGroup:
     """A group whose pictures are being decoded; a context manager.
 
     What is known already is looked up at once, and needs no pictures. When pictures are decoded
-    makes no difference to which queries are put together.
+    makes no difference to which queries are put together. Nor does how far a damaged video can be
+    decoded, which differs from time to time: where an episode is skipped, the others are asked
+    about anew without it.
     """
 
     def __init__(
@@ -142,18 +150,21 @@ class OpenGroup:
             after: A group that is being scored; an episode of this one is opened whenever one of
                 that is decoded, so that there are no more decoders than before.
         """
-        self._job, self._source = job, source
+        self._job, self._source, self._ahead_bytes = job, source, ahead_bytes
         self._plan = StreamPlan.from_config(job.config)
         self._runner = self._plan.runner()
         self._showing = Showing.of(self._plan, source.views, job.views)
         self._stack = ExitStack()
         self._readers: list[Ahead] = []
         self._found: dict[int, EpisodeReadings] = {}
+        self._rest: list[tuple[Episode, EpisodeJob]] = []
         self._asking: list[Asking] = []
+        self._told: Counter[int] = Counter()
         self._picture_bytes = 0
-        self._replayed = self._asked = self._decoded = self._raised = 0
+        self._replayed = self._asked = self._answerable = self._raised = self._decoded = 0
         try:
-            self._open(ahead_bytes, [] if after is None else after._readers)
+            self._look_up()
+            self._open([] if after is None else after._readers)
         except BaseException:
             self.close()
             raise
@@ -170,24 +181,61 @@ class OpenGroup:
         """Stop decoding, and let the models forget the episodes; may be called again."""
         self._stack.close()
 
-    def _open(self, ahead_bytes: int, before: list[Ahead]) -> None:
-        job, source = self._job, self._source
-        episodes = {episode.index: episode for episode in source.episodes}
-        rest = []
-        for one in job.episodes:
+    def _look_up(self) -> None:
+        episodes = {episode.index: episode for episode in self._source.episodes}
+        for one in self._job.episodes:
             episode = episodes[one.index]
             readings = _replay(self._plan, episode, one)
             if readings is None:
-                rest.append((episode, one))
+                self._rest.append((episode, one))
                 continue
             self._found[one.index] = self._readings(episode, one, readings, "")
             self._replayed += episode.frames
+
+    def _open(self, before: list[Ahead]) -> None:
+        rest = [(episode, one) for episode, one in self._rest if one.index not in self._found]
         for number, (episode, one) in enumerate(rest):
             after = before[number % len(before)] if before else None
-            pictures = self._pictures(episode, ahead_bytes // len(rest), after)
-            asking = Asking(self._plan, episode, one, pictures, episode.fps or job.fps)
+            pictures = self._pictures(episode, self._ahead_bytes // len(rest), after)
+            asking = Asking(self._plan, episode, one, pictures, episode.fps or self._job.fps)
             self._stack.callback(self._release, asking)
             self._asking.append(asking)
+
+    def _without_broken(self, work: Callable[[], _Result]) -> _Result:
+        """Do some work, anew whenever it meets an episode that is skipped."""
+        while True:
+            try:
+                return work()
+            except _SkippedError:
+                # Others that are damaged, lest each of them have the work done anew.
+                for asking in self._asking:
+                    with suppress(_SkippedError):
+                        self._look_through(asking)
+                self.close()
+                self._readers, self._asking = [], []
+                self._picture_bytes = self._answerable = self._raised = 0
+                self._runner = self._plan.runner()
+                self._open([])
+
+    def _look_through(self, asking: Asking) -> None:
+        with self._skipping(asking):
+            asking.look_through()
+
+    @contextmanager
+    def _skipping(self, asking: Asking) -> Iterator[None]:
+        """Note what makes an episode unreadable, if it is to be skipped."""
+        episode = asking.episode
+        try:
+            yield
+        except (DatasetError, FrameError, OSError) as error:
+            named = _named(episode, error)
+            if not self._job.skip_broken:
+                raise named from error
+            if asking.job.index not in self._found:
+                logger.warning("%s", named)
+                found = self._readings(episode, asking.job, [], _lasting(str(named)))
+                self._found[asking.job.index] = found
+            raise _SkippedError from error
 
     def _pictures(
         self, episode: Episode, max_bytes: int, after: Ahead | None
@@ -211,6 +259,22 @@ class OpenGroup:
     def score(self, on_frames: Callable[[int], object] = lambda count: None) -> GroupResult:
         """Ask; see :func:`score_group`."""
         on_frames(self._replayed)
+        self._without_broken(lambda: self._ask_all(on_frames))
+        for one in self._asking:
+            self._found[one.job.index] = self._readings(one.episode, one.job, one.readings, "")
+        for episode, _ in self._rest:
+            self._tell(episode.index, episode.frames, on_frames)
+        episodes = tuple(self._found[one.index] for one in self._job.episodes)
+        self._check_any(episodes)
+        return GroupResult(
+            episodes=episodes,
+            asked=self._asked,
+            decoded=self._decoded,
+            waited_s=sum(one.waited_s for one in self._asking),
+            account=_account(self._plan) if self._answerable else {},
+        )
+
+    def _ask_all(self, on_frames: Callable[[int], object]) -> None:
         if self._asking:
             # Whatever was asked before, answers are the same, to the last bit.
             self._runner.forget()
@@ -221,19 +285,6 @@ class OpenGroup:
             self._runner.announce([due for _, dues in following for due in dues])
             self._ask(batch)
             batch = following or self._collect(on_frames)
-        for one in self._asking:
-            self._found[one.job.index] = self._readings(
-                one.episode, one.job, one.readings, one.error
-            )
-        episodes = tuple(self._found[one.index] for one in self._job.episodes)
-        self._check_any(episodes)
-        return GroupResult(
-            episodes=episodes,
-            asked=self._asked,
-            decoded=self._decoded,
-            waited_s=sum(one.waited_s for one in self._asking),
-            account=_account(self._plan) if self._asked else {},
-        )
 
     def time_queries(self) -> tuple[int, float]:
         """Ask the first queries and time what follows; the readings are of no use.
@@ -241,6 +292,9 @@ class OpenGroup:
         Returns:
             Queries that were timed and answered, and seconds, those of their pictures included.
         """
+        return self._without_broken(self._time_queries)
+
+    def _time_queries(self) -> tuple[int, float]:
         self._ask(self._collect(lambda count: None))  # which loads the models
         raised, started = self._raised, time.perf_counter()
         batch = self._collect(lambda count: None)
@@ -256,7 +310,7 @@ class OpenGroup:
             name=episode.name,
             fingerprint=self._source.fingerprint(episode),
             instruction=job.instruction,
-            readings=() if error else tuple(readings),
+            readings=tuple(readings),
             error=error,
         )
 
@@ -275,27 +329,26 @@ class OpenGroup:
         for asking in going:
             before = asking.step
             try:
-                dues = asking.collect(max(1, limit // len(going)))
-            except (DatasetError, FrameError, OSError) as error:
-                if not self._job.skip_broken:
-                    raise _named(asking.episode, error) from error
-                logger.warning("%s", _named(asking.episode, error))
-                asking.error = _lasting(str(_named(asking.episode, error)))
-                on_frames(asking.episode.frames - before)
-                continue
+                with self._skipping(asking):
+                    dues = asking.collect(max(1, limit // len(going)))
             finally:
                 self._decoded += asking.step - before
-            on_frames(asking.step - before)
+            self._tell(asking.job.index, asking.step, on_frames)
             if dues:
                 batch.append((asking, dues))
                 self._picture_bytes = max(self._picture_bytes, _picture_bytes(dues))
         return batch
 
+    def _tell(self, index: int, frames: int, on_frames: Callable[[int], object]) -> None:
+        """Say how far an episode is, if it has been no farther yet."""
+        before, self._told[index] = self._told[index], max(frames, self._told[index])
+        on_frames(self._told[index] - before)
+
     def _ask(self, batch: _Batch) -> None:
         """Put queries to the models."""
-        batch = [(asking, dues) for asking, dues in batch if not asking.error]
         answers = self._runner.run([due for _, dues in batch for due in dues])
         self._asked += len(answers)
+        self._answerable += len(answers)
         self._raised += sum(isinstance(answer, Failure) for answer in answers)
         place = 0
         for asking, dues in batch:
@@ -307,12 +360,12 @@ class OpenGroup:
 
     def _check_any(self, episodes: tuple[EpisodeReadings, ...]) -> None:
         """Refuse a group that no model said anything about, which a later run could not tell."""
-        if self._asked and self._raised == self._asked:
+        if self._answerable and self._raised == self._answerable:
             last = next(
                 one.failed for each in reversed(episodes) for one in reversed(each.readings)
             )
             raise ScorerFailedError(
-                f"All {self._asked} queries about the episodes from {episodes[0].name!r} on "
+                f"All {self._answerable} queries about the episodes from {episodes[0].name!r} on "
                 f"failed, the last one with {last}. Nothing of them is kept; check the model and "
                 "run it again."
             )

@@ -163,6 +163,27 @@ def test_a_broken_episode_stops_or_is_skipped() -> None:
     assert sum(done) == 30
 
 
+@pytest.mark.parametrize("frame", [0, 1, 6, 15, 19])
+def test_how_far_a_damaged_episode_can_be_read_changes_no_call(frame: int) -> None:
+    greys = ramp(20), ramp(20), ramp(20, 40)
+    source, alone = InMemory(*greys), Grey()
+    whole = job(source, alone, batch_queries=3)
+    expected = score_group(replace(whole, episodes=whole.episodes[::2]), source)
+    damaged, scorer = InMemory(*greys, broken={1: frame}), Grey()
+    found = score_group(job(damaged, scorer, batch_queries=3, skip_broken=True), damaged)
+    assert found.episodes[::2] == expected.episodes
+    assert scorer.batches[-len(alone.batches) :] == alone.batches
+    assert found.asked == sum(scorer.batches)
+
+
+def test_damaged_episodes_are_found_together() -> None:
+    source, done = InMemory(*[ramp(20)] * 4, broken={1: 2, 2: 17}), list[int]()
+    result = score_group(job(source, Grey(), skip_broken=True), source, on_frames=done.append)
+    assert [bool(one.error) for one in result.episodes] == [False, True, True, False]
+    assert sorted(source.opened) == sorted(source.closed) == [0, 0, 1, 2, 3, 3]
+    assert sum(done) == 80
+
+
 def test_too_few_and_too_many_pictures() -> None:
     source = InMemory(ramp(10))
     source.episodes = (replace(source.episodes[0], frames=11),)
