@@ -56,7 +56,9 @@ class Source(Protocol):
     """A dataset that can be read.
 
     Opening one reads its metadata only; what is inconsistent in it raises
-    :class:`~procreward.errors.DatasetError` there, before any picture is decoded.
+    :class:`~procreward.errors.DatasetError` there, before any picture is decoded. A source that
+    sees by then that pictures of an episode cannot be read has a method ``check(episode, views)``,
+    which raises that.
 
     Attributes:
         format: Name of the format, such as ``"lerobot-v3.0"``, ``"robomimic"``, ``"minari"``,

@@ -210,6 +210,7 @@ def prepare(config: RelabelConfig) -> RelabelPlan:
         writer=writer,
     )
     check_out(plan)
+    _check_pictures(plan)
     return plan
 
 
@@ -221,12 +222,22 @@ def _episodes(config: RelabelConfig, source: Source) -> tuple[Episode, ...]:
         for one in source.episodes
         if one.index in chosen
     )
-    if config.on_error == "stop":
-        for episode in episodes:
-            if episode.frames == 0:
-                next(iter(source.frames(episode, source.views)), None)
-                raise DatasetError(f"Episode {episode.name!r} must have frames, got none.")
     return episodes
+
+
+def _check_pictures(plan: RelabelPlan) -> None:
+    """Say what is known to be broken now and not after hours."""
+    source, shown = plan.source, plan.showing.views
+    look = getattr(source, "check", None)
+    for episode in plan.episodes:
+        if plan.config.on_error == "stop":
+            if look is not None:
+                look(episode, shown)
+            if episode.frames == 0:
+                raise DatasetError(f"Episode {episode.name!r} must have frames, got none.")
+        if plan.writer is not None and look is not None:
+            # Those are no part of what is asked, but of the new dataset.
+            look(episode, [view for view in source.views if view not in shown])
 
 
 def _instruction(config: RelabelConfig, episode: Episode) -> str:

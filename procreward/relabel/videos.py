@@ -123,7 +123,7 @@ class VideoSource:
 
     def _episode(self, index: int, name: str, instruction: str) -> Episode:
         probes = [self._probes[file] for file in self._files[name].values()]
-        # Views of differing lengths are a fault of this episode only, which `frames` reports.
+        # Views of differing lengths are a fault of this episode only, which `check` reports.
         frames = min(probe.frames for probe in probes)
         return Episode(
             index=index,
@@ -151,9 +151,8 @@ class VideoSource:
         """Decode an episode; see :class:`~procreward.relabel.episodes.Source`."""
         from procreward.video import VideoReader
 
+        self.check(episode, views)
         files = {view: self._files[episode.name][view] for view in views}
-        for file in files.values():
-            self._check_file(episode, file)
         with ExitStack() as stack:
             try:
                 readers = [
@@ -176,18 +175,24 @@ class VideoSource:
                     f"ffmpeg: {error}"
                 ) from error
 
-    def _check_file(self, episode: Episode, file: Path) -> None:
-        probe = self._probes[file]
-        if probe.frames == 0:
-            raise DatasetError(
-                f"Episode {episode.name!r} cannot be read: {str(file)!r} is damaged or no video. "
-                f"ffmpeg: {probe.problem}"
-            )
-        if probe.frames != episode.frames:
-            raise DatasetError(
-                f"Episode {episode.name!r} must have the same number of frames in every view, got "
-                f"{probe.frames} in {str(file)!r} and {episode.frames} in another."
-            )
+    def check(self, episode: Episode, views: Sequence[str]) -> None:
+        """Look whether the videos of an episode are any, and of one length.
+
+        Raises:
+            DatasetError: If not.
+        """
+        for file in (self._files[episode.name][view] for view in views):
+            probe = self._probes[file]
+            if probe.frames == 0:
+                raise DatasetError(
+                    f"Episode {episode.name!r} cannot be read: {str(file)!r} is damaged or no "
+                    f"video. ffmpeg: {probe.problem}"
+                )
+            if probe.frames != episode.frames:
+                raise DatasetError(
+                    f"Episode {episode.name!r} must have the same number of frames in every view, "
+                    f"got {probe.frames} in {str(file)!r} and {episode.frames} in another."
+                )
 
 
 def _span(episode: Episode) -> VideoSpan:
@@ -268,13 +273,8 @@ class FrameFolderSource:
         )
 
     def _episode(self, index: int, name: str, instruction: str) -> Episode:
-        counts = {len(files) for files in self._files[name].values()}
-        if len(counts) > 1:
-            raise DatasetError(
-                f"Episode {name!r} must have the same number of pictures in every view, got "
-                f"{sorted(counts)}."
-            )
-        frames = counts.pop()
+        # Views of differing lengths are a fault of this episode only, which `check` reports.
+        frames = min(len(files) for files in self._files[name].values())
         return Episode(
             index=index,
             name=name,
@@ -290,8 +290,23 @@ class FrameFolderSource:
         files = [file for files in self._files[episode.name].values() for file in files]
         return f"{digest(files, self.root)}|{episode.instruction}"
 
+    def check(self, episode: Episode, views: Sequence[str]) -> None:
+        """Look whether an episode has a picture of every view for every step.
+
+        Raises:
+            DatasetError: If not.
+        """
+        counts = {view: len(self._files[episode.name][view]) for view in views}
+        for view, count in counts.items():
+            if count != episode.frames:
+                raise DatasetError(
+                    f"Episode {episode.name!r} must have the same number of pictures in every "
+                    f"view, got {count} of {view!r} and {episode.frames} of another."
+                )
+
     def frames(self, episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
         """Read an episode; see :class:`~procreward.relabel.episodes.Source`."""
+        self.check(episode, views)
         files = self._files[episode.name]
         for places in zip(*(files[view] for view in views), strict=True):
             yield {

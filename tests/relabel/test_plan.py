@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from procreward import registry
-from procreward.errors import ConfigError
+from procreward.errors import ConfigError, DatasetError
 from procreward.relabel import RelabelConfig, relabel
 from tests.relabel.kill import tree
+from tests.relabel.lerobot.made import HAND, VIEW, make
 from tests.relabel.sets import ramp, write_frames
 
 registry.register_scorer("grey", "tests.relabel.scorers:Grey")
@@ -47,6 +48,26 @@ def test_a_folder_of_a_run_that_was_killed_is_gone_on_with(
         path = tmp_path / "out" / name
         path.mkdir(parents=True) if name.endswith("/") else path.touch()
     assert relabel(config(tmp_path / "frames", tmp_path / "out"), lambda text: None).episodes == 1
+
+
+def test_a_missing_video_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    source = make(tmp_path, "v2.1", images=False)
+    hand = source / f"videos/chunk-000/{HAND}/episode_000000.mp4"
+    hand.unlink()
+    given = config(source, tmp_path / "out", instruction=None)
+    # A camera that nobody looks at; but the new dataset would lack it.
+    for on_error in ("stop", "skip"):
+        with pytest.raises(
+            DatasetError, match=rf"{HAND}/episode_000000\.mp4' of episode 0 is miss"
+        ):
+            relabel(given.replace(rewrite=True, on_error=on_error), lambda text: None)
+    assert relabel(given.replace(dry_run=True, estimate=False), lambda text: None).exit_status == 0
+    (source / f"videos/chunk-001/{VIEW}/episode_000002.mp4").unlink()
+    with pytest.raises(DatasetError, match=r"episode_000002\.mp4' of episode 2 is missing"):
+        relabel(given, lambda text: None)
+    assert not (tmp_path / "out").exists()
+    report = relabel(given.replace(on_error="skip"), lambda text: None)
+    assert (report.episodes, list(report.skipped)) == (2, ["episode_000002"])
 
 
 def test_the_dataset_is_not_in_the_folder_that_is_written(tmp_path: Path) -> None:

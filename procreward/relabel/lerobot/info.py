@@ -60,6 +60,14 @@ class Info:
         """Features that are columns of the parquet files."""
         return tuple(key for key, value in self.features.items() if value["dtype"] != "video")
 
+    def is_colour(self, key: str) -> bool:
+        """Say whether the pictures of a feature are in colour, and no map of depth."""
+        feature = self.features[key]
+        about = [feature.get(name) for name in ("info", "video_info")]
+        depth = any(isinstance(one, Mapping) and one.get("video.is_depth_map") for one in about)
+        shape = feature.get("shape") or (3,)
+        return not depth and 3 in (shape[0], shape[-1])
+
     def chunks_size(self) -> int:
         """Return how many episodes (v2.1) or files (v3.0) a folder has at most."""
         size = self.raw.get("chunks_size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ class VideoPart:
     Attributes:
         path: The video.
         start: Its first frame, from 0.
+        problem: Why the pictures cannot be read, as far as that is known without decoding them;
+            else empty. It keeps nobody from other episodes, nor from other views of this one.
     """
 
     path: Path
     start: int
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ class Layout:
 
 
 def read_layout(info: Info) -> Layout:
-    """Read where everything is, and check that it is there.
+    """Read where everything is, and check that it is there; of videos it is noted if not.
 
     Raises:
         DatasetError: If files are missing or damaged, or counts contradict each other.
@@ -77,13 +80,6 @@ def read_layout(info: Info) -> Layout:
     layout = _read_v21(info) if info.version == "v2.1" else _read_v30(info)
     _check_counts(info, layout.episodes)
     _check_data(info, layout.episodes)
-    for episode in layout.episodes:
-        for part in episode.videos.values():
-            if not part.path.is_file():
-                raise DatasetError(
-                    f"The video {str(part.path)!r} of episode {episode.index} is missing; copy the "
-                    "dataset again."
-                )
     return layout
 
 
@@ -104,8 +100,7 @@ def _read_v21(info: Info) -> Layout:
                 row=0,
                 first_index=first,
                 videos={
-                    key: VideoPart(path=info.video_path(key, **place), start=0)
-                    for key in info.videos
+                    key: _video_file(info.video_path(key, **place), 0, index) for key in info.videos
                 },
             )
         )
@@ -168,6 +163,13 @@ def _episode_v30(
     )
 
 
+def _video_file(path: Path, start: int, index: int) -> VideoPart:
+    problem = ""
+    if not path.is_file():
+        problem = f"The video {str(path)!r} of episode {index} is missing; copy the dataset again."
+    return VideoPart(path=path, start=start, problem=problem)
+
+
 def _video_part(info: Info, path: Path, row: Mapping[str, Any], key: str) -> VideoPart:
     video = info.video_path(
         key,
@@ -178,17 +180,20 @@ def _video_part(info: Info, path: Path, row: Mapping[str, Any], key: str) -> Vid
     if not isinstance(begin, float | int) or not isinstance(end, float | int):
         raise DatasetError(f"{str(path)!r} must state from when to when episodes are in {key!r}.")
     start, frames = begin * info.fps, (end - begin) * info.fps
+    part = _video_file(video, round(start), row["episode_index"])
     named = f"Episode {row['episode_index']} in {str(path)!r}"
     if start < 0 or abs(start - round(start)) > _MOST_FRACTION:
-        raise DatasetError(
+        problem = (
             f"{named} must begin at a frame of {str(video)!r}, got {begin} s at {info.fps} fps."
         )
+        return replace(part, problem=problem)
     if round(frames) < row["length"]:
-        raise DatasetError(
+        problem = (
             f"{named} must have {row['length']} frames in {str(video)!r}, got {begin} to {end} s "
             f"at {info.fps} fps."
         )
-    return VideoPart(path=video, start=round(start))
+        return replace(part, problem=problem)
+    return part
 
 
 def _tasks_v30(info: Info) -> dict[int, str]:

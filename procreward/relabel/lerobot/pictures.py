@@ -32,6 +32,8 @@ def video_pictures(episode: EpisodeFiles, key: str, fps: float) -> Generator[Fra
             and the file.
     """
     part = episode.videos[key]
+    if part.problem:
+        raise DatasetError(part.problem)
     where = f"Episode {episode.index} in {str(part.path)!r}"
     span = VideoSpan(start=part.start, count=episode.length, fps=fps)
     count = 0

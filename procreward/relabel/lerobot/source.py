@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from procreward.checks import check_names
+from procreward.errors import DatasetError
 from procreward.relabel.episodes import Episode
 from procreward.relabel.lerobot.facts import read_facts
 from procreward.relabel.lerobot.info import Info, read_info
@@ -24,7 +25,7 @@ class LeRobotSource:
 
     A frame of LeRobot's is a state and the action taken in it: T rows and T pictures, none of the
     state after the last action. Views are the video and image features, by their full names
-    (``"observation.images.top"``).
+    (``"observation.images.top"``), those of depth and other maps after those in colour.
 
     Attributes:
         format: ``"lerobot-v2.1"`` or ``"lerobot-v3.0"``.
@@ -58,7 +59,9 @@ class LeRobotSource:
         self.format = f"lerobot-{self.info.version}"
         self.layout = read_layout(self.info)
         pictures = (*self.info.videos, *self.info.images)
-        self.views = tuple(key for key in self.info.features if key in pictures)
+        views = (key for key in self.info.features if key in pictures)
+        # The first one is what models are shown unless somebody chooses.
+        self.views = tuple(sorted(views, key=lambda key: not self.info.is_colour(key)))
         self.episodes = tuple(
             Episode(
                 index=files.index,
@@ -101,6 +104,17 @@ class LeRobotSource:
         videos = self.layout.episodes[episode.index].videos
         return {view: part.path.relative_to(self.root).as_posix() for view, part in videos.items()}
 
+    def check(self, episode: Episode, views: Sequence[str]) -> None:
+        """Look whether the videos of an episode are there, as long as the list of episodes says.
+
+        Raises:
+            DatasetError: If one is not.
+        """
+        videos = self.layout.episodes[episode.index].videos
+        for view in views:
+            if view in videos and videos[view].problem:
+                raise DatasetError(videos[view].problem)
+
     def frames(self, episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
         """Yield the pictures of an episode in order.
 
@@ -129,6 +143,8 @@ class LeRobotSource:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Return the size of a file and when it changed."""
+    """Return the size of a file and when it changed; zeros where there is none."""
+    if not path.is_file():
+        return 0, 0
     status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -108,6 +108,8 @@ def _check_column(where: str, name: str, column: Any) -> None:
 def _compare_videos(old: EpisodeFiles, written: EpisodeFiles) -> None:
     for key, part in written.videos.items():
         before = old.videos[key]
+        if part.problem:
+            raise DatasetError(part.problem)
         if part.start != before.start or part.path.stat().st_size != before.path.stat().st_size:
             raise DatasetError(f"{str(part.path)!r} must be {str(before.path)!r}, got another.")
 

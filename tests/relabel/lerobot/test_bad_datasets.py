@@ -15,7 +15,7 @@ import pytest
 
 from procreward.errors import DatasetError
 from procreward.relabel.lerobot import LeRobotSource
-from tests.relabel.lerobot.made import VIEW, edit_json, make, read_json
+from tests.relabel.lerobot.made import HAND, VIEW, edit_json, make, read_json
 
 INFO = "meta/info.json"
 
@@ -136,7 +136,6 @@ V21: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda root: (root / FIRST).with_name("copy.parquet").write_bytes(b"") and None,
         "must belong to an episode, got '.*copy.parquet'",
     ),
-    "no video": (_remove(VIDEO), "The video '.*episode_000002.mp4' of episode 2 is missing"),
 }
 V30: dict[str, tuple[Callable[[Path], None], str]] = {
     "undeclared": (_declare(action=None), r"must be the features .*\['action'\] are not declared"),
@@ -158,19 +157,36 @@ V30: dict[str, tuple[Callable[[Path], None], str]] = {
         "as many frames as its `length`, 7, got indices 15 to 23",
     ),
     "a hole": (_shift_last, "must have frames, from index 15, got 7 from 16"),
-    "half a frame": (
-        _set(EPISODES, f"videos/{VIEW}/from_timestamp", lambda values: [0.0, 0.325, 0.0]),
-        "Episode 1 in .* must begin at a frame of .*file-000.mp4', got 0.325 s at 20 fps",
-    ),
-    "too short": (
-        _set(EPISODES, f"videos/{VIEW}/to_timestamp", lambda values: [0.3, 0.7, 0.35]),
-        "Episode 1 in .* must have 9 frames in .*, got 0.3 to 0.7 s at 20 fps",
-    ),
     "no times": (
         _set(EPISODES, f"videos/{VIEW}/to_timestamp", lambda values: [None] * 3),
         "must state from when to when episodes are in",
     ),
-    "no video": (_remove(f"videos/{VIEW}/chunk-000/file-001.mp4"), "of episode 2 is missing"),
+}
+VIDEOS: dict[str, tuple[str, int, Callable[[Path], None], str]] = {
+    "no video of v2.1": (
+        "v2.1",
+        2,
+        _remove(VIDEO),
+        "The video '.*episode_000002.mp4' of episode 2 is missing",
+    ),
+    "no video of v3.0": (
+        "v3.0",
+        2,
+        _remove(f"videos/{VIEW}/chunk-000/file-001.mp4"),
+        "of episode 2 is missing",
+    ),
+    "half a frame": (
+        "v3.0",
+        1,
+        _set(EPISODES, f"videos/{VIEW}/from_timestamp", lambda values: [0.0, 0.325, 0.0]),
+        "Episode 1 in .* must begin at a frame of .*file-000.mp4', got 0.325 s at 20 fps",
+    ),
+    "too short": (
+        "v3.0",
+        1,
+        _set(EPISODES, f"videos/{VIEW}/to_timestamp", lambda values: [0.3, 0.7, 0.35]),
+        "Episode 1 in .* must have 9 frames in .*, got 0.3 to 0.7 s at 20 fps",
+    ),
 }
 
 
@@ -214,6 +230,23 @@ def test_a_column_that_v21_does_not_declare(made: Callable[[str], Path]) -> None
 
 def _read(source: LeRobotSource, index: int) -> list[object]:
     return list(source.frames(source.episodes[index], [VIEW]))
+
+
+@pytest.mark.parametrize("case", VIDEOS)
+def test_a_video_that_keeps_nobody_from_others(case: str, made: Callable[[str], Path]) -> None:
+    version, broken, edit, message = VIDEOS[case]
+    root = made(version)
+    edit(root)
+    source = LeRobotSource(root)
+    episode = source.episodes[broken]
+    assert len(_read(source, 0)) == 6
+    with pytest.raises(DatasetError, match=message):
+        _read(source, broken)
+    with pytest.raises(DatasetError, match=message):
+        source.check(episode, [HAND, VIEW])
+    source.check(episode, [HAND])
+    assert len(list(source.frames(episode, [HAND]))) == episode.length
+    assert len({source.fingerprint(one) for one in source.episodes}) == 3
 
 
 def test_a_corrupt_video(made: Callable[[str], Path]) -> None:

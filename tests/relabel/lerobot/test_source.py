@@ -14,7 +14,17 @@ from procreward.relabel.episodes import Episode
 from procreward.relabel.formats import detect, open_source
 from procreward.relabel.lerobot import LeRobotSource
 from scripts.sample_data.lerobot import write_v30
-from tests.relabel.lerobot.made import HAND, SIZE, VERSIONS, VIEW, drawn, make, read_lines
+from tests.relabel.lerobot.made import (
+    HAND,
+    SIZE,
+    VERSIONS,
+    VIEW,
+    drawn,
+    edit_json,
+    make,
+    read_json,
+    read_lines,
+)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -104,6 +114,22 @@ def test_one_view_and_a_stream_that_is_left_early(tmp_path: Path) -> None:
     assert len(list(itertools.islice(source.frames(source.episodes[2], [VIEW]), 3))) == 3
     with pytest.raises(UnknownNameError, match="Unknown view 'agentview'"):
         next(iter(source.frames(source.episodes[0], ["agentview"])))
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        {"info": {"video.is_depth_map": True}},
+        {"video_info": {"video.is_depth_map": True}},
+        {"shape": [SIZE, SIZE, 1]},
+    ],
+)
+def test_maps_of_depth_are_not_the_first_view(depth: dict[str, object], tmp_path: Path) -> None:
+    root = make(tmp_path, "v2.1", images=False)
+    features = read_json(root / "meta/info.json")["features"]
+    features[VIEW] |= depth
+    edit_json(root / "meta/info.json", features=features)
+    assert LeRobotSource(root).views == (HAND, VIEW)
 
 
 def test_av1(tmp_path: Path) -> None:
