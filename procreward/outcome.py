@@ -34,6 +34,7 @@ class Outcome:
         verdict: Progress, completion, stall and regression, as of the latest query.
         score: The scorer's answer at this step, or None if it gave none or was not asked.
         judge_score: The judge's answer at this step, likewise.
+        reason: Why the scorer gave no usable answer at this step; empty if it did or was not asked.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Outcome:
     verdict: Verdict
     score: Score | None = None
     judge_score: Score | None = None
+    reason: str = ""
 
     @property
     def progress(self) -> float:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from procreward.completion import CompletionTracker
-from procreward.config import Preset, RewardConfig
+from procreward.config import Preset, RewardConfig, ScorerSpec
 from procreward.registry import ScorerHandle, resolve
 from procreward.runner import QueryRunner
+from procreward.types import Scorer
 
 __all__ = ["StreamPlan", "WindowPlan"]
 
@@ -36,7 +37,7 @@ class StreamPlan:
     """Every setting of a stream, with the gaps of its config filled from the scorers' presets.
 
     Attributes:
-        config: The settings as given.
+        config: The settings as given, live scorers by their names in this process.
         scorer: Who is asked for progress.
         judge: Who is asked for completion, or None.
         window: What the scorer is shown.
@@ -65,7 +66,11 @@ class StreamPlan:
         judge = None if config.judge is None else resolve(config.judge)
         decider = scorer if judge is None else judge
         return cls(
-            config=config,
+            # A plan is copied and pickled with its environment, and a model is not.
+            config=config.replace(
+                scorer=_named(config.scorer, scorer),
+                judge=None if judge is None else _named(config.judge, judge),
+            ),
             scorer=scorer,
             judge=judge,
             window=_window(config, scorer.preset),
@@ -92,6 +97,10 @@ class StreamPlan:
         """Return a new query runner for the scorer and the judge."""
         limit = self.config.max_consecutive_failures
         return QueryRunner(self.scorer, self.judge, max_consecutive_failures=limit)
+
+
+def _named(given: ScorerSpec | None, handle: ScorerHandle) -> ScorerSpec | None:
+    return handle.spec if isinstance(given, Scorer) else given
 
 
 def _window(config: RewardConfig, preset: Preset) -> WindowPlan:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import logging
 import threading
 from collections.abc import Mapping
@@ -71,6 +72,8 @@ _BUILT_IN = {
 _registered: dict[str, str] = {}
 _built: dict[str, Scorer] = {}
 _live: dict[str, Scorer] = {}
+# Not their number, which begins anew when they are forgotten: an old name is nobody else's.
+_live_numbers = itertools.count()
 _lock = threading.RLock()
 
 
@@ -226,7 +229,7 @@ def _keep_live(scorer: Scorer) -> ScorerHandle:
         for key, known in _live.items():
             if known is scorer:
                 return _live_handle(key)
-        key = f"{LIVE_PREFIX}{len(_live)}:{type(scorer).__name__}"
+        key = f"{LIVE_PREFIX}{next(_live_numbers)}:{type(scorer).__name__}"
         _live[key] = scorer
         return _live_handle(key)
 

@@ -2,6 +2,7 @@
 
 * :class:`DueQuery` - a question and which of the two models it is for.
 * :class:`Failure` - what stands in for an answer when the model raised.
+* :func:`failure_reason` - why an answer is none.
 * :class:`QueryRunner` - asks, one call per model however many streams have questions due.
 * :class:`QueryStats` - how that has gone so far.
 
@@ -28,7 +29,15 @@ from procreward.errors import (
 from procreward.registry import ScorerHandle, built_scorer, get_scorer
 from procreward.types import Query, Score, Scorer
 
-__all__ = ["Answer", "DueQuery", "Failure", "QueryRunner", "QueryStats", "Role"]
+__all__ = [
+    "Answer",
+    "DueQuery",
+    "Failure",
+    "QueryRunner",
+    "QueryStats",
+    "Role",
+    "failure_reason",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from procreward.errors import FrameError, InstructionError, ScorerError
 from procreward.frames import FrameBuffer
 from procreward.instruction import check_instruction
 from procreward.outcome import EpisodeLedger, Outcome, StepEnd
 from procreward.plan import StreamPlan, WindowPlan
-from procreward.runner import Answer, DueQuery, Role
+from procreward.runner import Answer, DueQuery, Role, failure_reason
 from procreward.schedule import ChangeDetector, QuerySchedule
 from procreward.types import Frame, Query, Score
 from procreward.views import shown_to
@@ -108,6 +109,14 @@ class EpisodeStream:
         self._outstanding: deque[_Outstanding] = deque()
         self._newest = StepEnd(step=0)
         self._declared: int | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Give a copy of a running episode a stream of its own.
+
+        It may go on differently, and models know a frame by its stream and step.
+        """
+        self.__dict__.update(state)
+        self._stream = uuid.uuid4().hex if self._stream else ""
 
     @property
     def step(self) -> int:
@@ -305,15 +314,14 @@ class EpisodeStream:
         end = oldest.end
         if not end.queried:
             return self._ledger.settle(end)
-        scores = {
-            due.role: answer if isinstance(answer, Score) else None
-            for due, answer in zip(oldest.dues, answers, strict=True)
-        }
-        score, judge_score = scores["scorer"], scores.get("judge")
+        by_role = {due.role: answer for due, answer in zip(oldest.dues, answers, strict=True)}
+        score, judge_score = _score(by_role["scorer"]), _score(by_role.get("judge"))
         self._ledger.take(end.step, score, judge_score)
         if self._changes is not None and self._ledger.valid:
             self._changes.queried(self._latest())
-        return self._ledger.settle(self._completed(end), score=score, judge_score=judge_score)
+        outcome = self._ledger.settle(self._completed(end), score=score, judge_score=judge_score)
+        reason = failure_reason(by_role["scorer"])
+        return outcome if reason is None else replace(outcome, reason=reason)
 
     def _completed(self, end: StepEnd) -> StepEnd:
         """Let completion end the episode, now or when everybody can know of it."""
@@ -331,3 +339,7 @@ class EpisodeStream:
         if self._declared is None:
             self._declared = end.step + self._max_lag
         return end
+
+
+def _score(answer: Answer | None) -> Score | None:
+    return answer if isinstance(answer, Score) else None

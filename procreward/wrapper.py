@@ -201,7 +201,7 @@ class ProgressReward(
 
     @property
     def outcome(self) -> Outcome | None:
-        """What the latest step came to, verdict included; None before the first reset."""
+        """What the latest step came to, verdict included; None until a reset has succeeded."""
         return self._outcome
 
     @property
@@ -229,6 +229,7 @@ class ProgressReward(
             ModelError: If the scorer cannot be loaded.
         """
         options, own = split_options(options)
+        self._outcome = None  # if the reset fails, there is no episode to step
         obs, info = self.env.reset(seed=seed, options=options)
         if "instruction" in own:
             instruction = check_instruction(own["instruction"], "the reset option 'instruction'")

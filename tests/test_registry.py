@@ -164,6 +164,14 @@ def test_live_scorer_is_kept_and_found_by_key() -> None:
     assert resolve(Recorder()).key != handle.key
 
 
+def test_the_name_of_a_forgotten_live_scorer_is_never_another_s() -> None:
+    handle = resolve(Recorder())
+    clear_scorers()
+    resolve(Recorder())
+    with pytest.raises(ScorerError, match="is not in this process"):
+        get_scorer(handle)
+
+
 def test_live_scorer_of_another_process() -> None:
     with pytest.raises(ScorerError, match=r"'live:9999:Gone' is not in this process.*register"):
         get_scorer(resolve("live:9999:Gone"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from procreward.checker import CompletionChecker
 from procreward.config import RewardConfig
 from procreward.errors import FrameError, InstructionError, ScorerError
-from procreward.registry import clear_scorers
+from procreward.registry import clear_scorers, resolve
 from procreward.session import EpisodeStream, StreamPlan
 from procreward.wrapper import ProgressReward
 from tests.helpers import CounterEnv, Recorder, discounted, picture, play
@@ -223,3 +225,37 @@ def test_thresholds_come_from_the_decider_unless_given() -> None:
     assert StreamPlan.from_config(RewardConfig(scorer="constant")).complete_threshold == 0.95
     config = RewardConfig(scorer="constant", judge="constant", complete_threshold=0.5)
     assert StreamPlan.from_config(config).complete_threshold == 0.5
+
+
+def test_why_there_was_no_answer() -> None:
+    scorer = Recorder([0.5, None, RuntimeError("down"), 0.25])
+    plan = StreamPlan.from_config(RewardConfig(scorer=scorer, every_k_steps=1))
+    stream, runner = EpisodeStream(plan), plan.runner()
+    outcomes = [stream.apply(runner.run(stream.begin(FRAME, "go")))]
+    outcomes += [stream.apply(runner.run(stream.advance(FRAME, step))) for step in (1, 2, 3)]
+    assert [outcome.reason for outcome in outcomes] == ["", "unparsable", "RuntimeError", ""]
+
+
+def test_a_copy_goes_on_under_a_name_of_its_own() -> None:
+    # Models know a frame by stream and step, and the two may see different frames from here on.
+    scorer = Recorder()
+    plan = StreamPlan.from_config(RewardConfig(scorer=scorer, every_k_steps=1, window_frames=2))
+    stream, runner = EpisodeStream(plan), plan.runner()
+    stream.apply(runner.run(stream.begin(FRAME, "go")))
+    copies = [copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))]
+    for grey, one in enumerate((stream, *copies), start=10):
+        one.apply(runner.run(one.advance({"main": picture(grey)}, 1)))
+    first, second, third, fourth = scorer.queries
+    assert first.stream == second.stream
+    assert len({second.stream, third.stream, fourth.stream}) == 3
+    shown = [query.frames["main"][:, 0, 0, 0].tolist() for query in (second, third, fourth)]
+    assert shown == [[9, 10], [9, 11], [9, 12]]
+    assert copy.deepcopy(EpisodeStream(plan)).end() == ()
+
+
+def test_a_plan_holds_no_model() -> None:
+    scorer, judge = Recorder(), Recorder()
+    plan = StreamPlan.from_config(RewardConfig(scorer=scorer, judge=judge))
+    specs = resolve(scorer).spec, resolve(judge).spec
+    assert (plan.config.scorer, plan.config.judge) == specs
+    assert pickle.loads(pickle.dumps(plan)) == plan

@@ -152,3 +152,17 @@ def test_bad_frames_of_an_environment(frame: Any, message: str) -> None:
     env = ProgressReward(BadFrames(), scorer="constant")
     with pytest.raises(FrameError, match=message):
         env.reset(seed=0)
+
+
+def test_a_reset_that_failed_leaves_no_episode_to_step() -> None:
+    env = ProgressReward(CounterEnv(), scorer=Recorder([0.5]), every_k_steps=1)
+    env.reset(seed=0)
+    env.step(0)
+    with pytest.raises(InstructionError):
+        env.reset(options={"procreward": {"instruction": ""}})
+    assert env.outcome is None
+    # The environment did begin anew: its first step is none of the last episode's.
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    env.reset(seed=0)
+    assert env.step(0)[4]["procreward"]["age_steps"] == 0

@@ -30,7 +30,7 @@ def served(url: str, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fails", "settings", "reason"),
     [
-        (Reply(wait=HELD), {"timeout_s": 0.3}, "timeout"),
+        (Reply(wait=HELD), {"timeout_s": 2.0}, "timeout"),
         (Reply(status=500, body=b"{}"), {}, "http_500"),
         (Reply(body=b"<html>"), {}, "malformed"),
         (completion("I cannot tell."), {}, "unparsable"),
