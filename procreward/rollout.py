@@ -18,6 +18,7 @@ import gymnasium as gym
 
 from procreward.errors import UnsupportedEnvError
 from procreward.frames import check_frame
+from procreward.outcome import Outcome
 from procreward.report.records import EpisodeRecord, StepTrace
 from procreward.sources import RenderSource
 from procreward.types import Frame
@@ -182,6 +183,8 @@ def _trace(
     ours = info[INFO_KEY]
     answered = bool(ours["queried"] and ours["valid"])
     known = answered or bool(before and before[-1].progress is not None)
+    outcome: Outcome = env.get_wrapper_attr("outcome")
+    score = outcome.score
     truth = getattr(env.unwrapped, "privileged_progress", None)
     return StepTrace(
         step=step,
@@ -194,13 +197,9 @@ def _trace(
         complete=bool(ours["complete"]),
         success=bool(info.get("success", False)),
         true_progress=None if truth is None else float(truth()),
-        text=_text(env) if ours["queried"] else "",
+        text="" if score is None else score.text,
+        reason=outcome.reason,
     )
-
-
-def _text(env: gym.Env[Any, Any]) -> str:
-    score = env.get_wrapper_attr("last_score")
-    return "" if score is None else str(score.text)
 
 
 def _instruction(env: gym.Env[Any, Any]) -> str:

@@ -9,7 +9,9 @@ from gymnasium.wrappers import TimeLimit
 
 from procreward.errors import FrameError, UnsupportedEnvError
 from procreward.rollout import RandomPolicy, Rollout, run_episode
+from procreward.types import Score
 from procreward.wrapper import ProgressReward
+from tests.helpers import Recorder
 
 
 class Ladder(gym.Env[Any, Any]):
@@ -124,6 +126,17 @@ def test_invalid_answers_are_counted_and_leave_progress_unknown_until_the_first_
     assert [entry.progress for entry in record.trace] == [None, None, 0.5, 0.5, 0.5, 0.75]
     assert (record.queries, record.invalid_answers) == (5, 3)
     assert (record.final_progress, record.episode_return) == (0.75, 0.25)
+
+
+def test_why_a_query_failed_is_kept_with_what_was_said() -> None:
+    truncated = Score(reason="truncated", text="The following")
+    scorer = Recorder([0.5, truncated, RuntimeError("down"), 0.25, 9.9, 1.0])
+    wrapped = ProgressReward(TimeLimit(Ladder(), 3), scorer=scorer, every_k_steps=1)
+    names = {"env_id": "Ladder-v0", "policy_name": "random", "scorer_name": "recorder"}
+    trace = run_episode(wrapped, RandomPolicy(0), seed=11, **names).record.trace  # type: ignore[arg-type]  # from a mapping
+    assert [entry.reason for entry in trace] == ["", "truncated", "RuntimeError", ""]
+    said = ["<progress>50%</progress>", "The following", "", "<progress>25%</progress>"]
+    assert [entry.text for entry in trace] == said
 
 
 def test_no_reading_at_all_is_none_not_zero() -> None:

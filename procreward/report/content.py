@@ -136,7 +136,7 @@ def _query(entry: StepTrace, reading: Reading | None) -> dict[str, Any]:
         "text": entry.text,
     }
     if reading is None:
-        return query
+        return query | _said({"reason": entry.reason})
     query |= _answer(reading.score, reading.failed) | {"valid": entry.valid}
     query["window"] = list(reading.window)
     if reading.judge_window:

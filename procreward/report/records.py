@@ -46,6 +46,8 @@ class StepTrace:
         success: What the environment itself says, ``info["success"]``.
         true_progress: True progress in [0, 1] from simulator state, or None where unknown.
         text: Raw output of the model at this step, empty where it was not asked.
+        reason: Why the scorer gave no usable answer at this step; empty where it did or was not
+            asked, and in relabelled datasets, which keep it with the answers.
     """
 
     step: int
@@ -59,6 +61,7 @@ class StepTrace:
     success: bool
     true_progress: float | None = None
     text: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

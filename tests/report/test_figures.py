@@ -163,6 +163,13 @@ def test_numbers_that_json_has_not_become_none() -> None:
     ]
 
 
+def test_why_a_query_of_a_demo_failed() -> None:
+    steps = (step_trace(0, valid=False, text="", reason="RuntimeError"), step_trace(1))
+    first, second = details(entry(trace=steps, steps=1), Thresholds())["queries"]
+    assert (first["valid"], first["reason"]) == (False, "RuntimeError")
+    assert "reason" not in second
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -41,6 +41,7 @@ def test_the_file_holds_one_json_object_a_line(tmp_path: Path) -> None:
         "success": False,
         "true_progress": 0.75,
         "text": "<progress>75%</progress>",
+        "reason": "",
     }
 
 
@@ -73,6 +74,16 @@ def test_a_line_that_is_no_episode_is_named(tmp_path: Path, line: str) -> None:
         handle.write(line + "\n")
     with pytest.raises(ConfigError, match="line 2 must be an episode record"):
         read_records(path)
+
+
+def test_a_file_from_before_reasons_were_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "episodes.jsonl"
+    write_records([episode()], path)
+    older = json.loads(path.read_text())
+    for entry in older["trace"]:
+        del entry["reason"]
+    path.write_text(json.dumps(older) + "\n")
+    assert read_records(path) == [episode()]
 
 
 def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
