@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from procreward.checks import check, is_number
 from procreward.config import DEFAULT, RewardConfig, ScorerSpec, given_settings
 from procreward.instruction import check_instruction
 from procreward.runner import QueryStats
@@ -88,6 +89,8 @@ class CompletionChecker:
             UnknownNameError: If there is no such judge.
             InstructionError: If the instruction is empty.
         """
+        ok = fps is None or (is_number(fps) and fps > 0)
+        check(ok, "fps", "above 0, or None when unknown", fps)
         given = given_settings(locals())
         del given["judge"], given["instruction"]
         config = RewardConfig.for_frames(
@@ -117,7 +120,7 @@ class CompletionChecker:
 
     @property
     def last_score(self) -> Score | None:
-        """The judge's answer to the latest query, None if it raised or was never asked."""
+        """The judge's answer to the subtask's latest query, None if it raised or was not asked."""
         return self._last_score
 
     def reset(self, instruction: str | None = None) -> None:
@@ -132,7 +135,7 @@ class CompletionChecker:
         if instruction is not None:
             self._instruction = check_instruction(instruction)
         self._runner.release(self._stream.end())
-        self._outcome = None
+        self._outcome = self._last_score = None
 
     def close(self) -> None:
         """Let the judge forget the stream, as :meth:`reset` does; for after the last frame."""

@@ -33,12 +33,19 @@ def check_instruction(instruction: object, place: str = "`instruction`") -> str:
         place: What the message calls it.
 
     Raises:
-        InstructionError: If it is no text, or empty.
+        InstructionError: If it is no text, empty, or cannot be written as UTF-8.
     """
     if not isinstance(instruction, str) or not instruction.strip():
         raise InstructionError(
             f"{place} must be a sentence that names the task, got {instruction!r}."
         )
+    try:
+        instruction.encode()
+    except UnicodeEncodeError as error:
+        raise InstructionError(
+            f"{place} must be text that UTF-8 can hold, got {instruction!r}; decode it with the "
+            "encoding that it was written in."
+        ) from error
     return str(instruction).strip()
 
 

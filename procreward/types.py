@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -66,8 +67,8 @@ class Score:
             number was out of range and was clamped.
 
     Raises:
-        ScorerError: If a value is no number in [0, 1], ``complete`` is no bool, or neither a value
-            nor a reason is given.
+        ScorerError: If a value is no number in [0, 1], ``complete`` is no bool, a text is none,
+            ``spread`` or a detail is not finite, or neither a value nor a reason is given.
     """
 
     progress: float | None = None
@@ -90,6 +91,16 @@ class Score:
                     "model's number with a threshold, or give it as `success_prob`."
                 )
             object.__setattr__(self, "complete", bool(self.complete))
+        for name in ("text", "reason", "mode"):
+            if not isinstance(getattr(self, name), str):
+                raise ScorerError(
+                    f"`Score.{name}` must be a string, got {getattr(self, name)!r}. Leave it out "
+                    "where there is none."
+                )
+        if self.spread is not None:
+            object.__setattr__(self, "spread", _finite("spread", self.spread))
+        details = {name: _finite(f"details[{name!r}]", it) for name, it in self.details.items()}
+        object.__setattr__(self, "details", details)
         if not self.valid and not self.reason:
             raise ScorerError(
                 "A Score with neither progress, success_prob nor complete needs a `reason`."
@@ -108,6 +119,15 @@ def _unit_or_none(name: str, value: object) -> float | None:
         raise ScorerError(
             f"`Score.{name}` must be a number in [0, 1] or None, got {value!r}. Clamp or reject "
             "the model's number before building the Score; convert arrays with `float()`."
+        )
+    return float(value)
+
+
+def _finite(name: str, value: object) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ScorerError(
+            f"`Score.{name}` must be a finite number, got {value!r}. Results are written as JSON, "
+            "which has no other; leave it out, or convert arrays with `float()`."
         )
     return float(value)
 

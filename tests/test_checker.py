@@ -75,6 +75,7 @@ def test_reset_begins_anew() -> None:
     assert push(checker, 2) == [False, True]
     checker.reset("second")
     assert checker.verdict().complete is False
+    assert checker.last_score is None
     assert push(checker, 2) == [False, True]
     checker.reset()
     checker.push(picture(1))
@@ -119,6 +120,8 @@ def test_several_views_and_rate() -> None:
         ({"every_k_frames": 0}, ConfigError, "`every_k_frames` must be an integer of at least 1"),
         ({"frame_stride_frames": 0}, ConfigError, "`frame_stride_frames` must be an integer"),
         ({"complete_threshold": 2.0}, ConfigError, "`complete_threshold` must be"),
+        ({"fps": 0}, ConfigError, "`fps` must be above 0, or None when unknown, got 0"),
+        ({"fps": float("nan")}, ConfigError, "`fps` must be above 0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

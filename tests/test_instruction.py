@@ -45,6 +45,13 @@ def test_default_places_in_order() -> None:
     assert read(None, obs=obs) == "observation"
 
 
+def test_text_that_no_file_can_hold_is_refused() -> None:
+    # What Python makes of an argument of the command line that is not UTF-8.
+    said = b"lift \xff".decode(errors="surrogateescape")
+    with pytest.raises(InstructionError, match="must be text that UTF-8 can hold"):
+        read("info:task", info={"task": said})
+
+
 def test_attribute_below_wrappers() -> None:
     env = gym.wrappers.TimeLimit(CounterEnv(instruction="deep"), 5)
     assert read(None, env=env) == "deep"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -36,3 +37,23 @@ def test_no_value_needs_a_reason() -> None:
     with pytest.raises(ScorerError, match="needs a `reason`"):
         Score(text="no number here")
     assert not Score(text="no number here", reason="unparsable").valid
+
+
+@pytest.mark.parametrize("name", ["text", "reason", "mode"])
+def test_words_are_strings(name: str) -> None:
+    with pytest.raises(ScorerError, match=f"`Score.{name}` must be a string, got None"):
+        Score(progress=0.5, **{name: None})  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf"), "0.5", None, np.array([0.5])])
+def test_figures_are_finite_numbers(value: Any) -> None:
+    with pytest.raises(ScorerError, match=r"`Score.details\['x'\]` must be a finite number"):
+        Score(progress=0.5, details={"x": value})
+    if value is not None:
+        with pytest.raises(ScorerError, match=r"`Score.spread` must be a finite number"):
+            Score(progress=0.5, spread=value)
+
+
+def test_figures_become_plain_numbers_that_json_takes() -> None:
+    score = Score(progress=0.5, spread=np.float32(0.25), details={"x": np.float32(0.5), "n": 2})  # type: ignore[arg-type]  # on purpose
+    assert json.dumps([score.spread, score.details]) == '[0.25, {"x": 0.5, "n": 2.0}]'
