@@ -22,7 +22,7 @@ from procreward.instruction import check_instruction
 
 if TYPE_CHECKING:
     from procreward.registry import ScorerHandle
-    from procreward.types import Frame, Score, Scorer
+    from procreward.types import Frame, Score
     from procreward.video import VideoReader
 
 __all__ = ["CheckVideo", "VideoVerdict", "check_video", "run_check_video"]
@@ -136,18 +136,23 @@ def _count(details: Mapping[str, float], name: str) -> int | None:
     return int(details[name]) if name in details else None
 
 
-def run_check_video(command: CheckVideo, write: Callable[[str], object]) -> None:
+def run_check_video(command: CheckVideo, write: Callable[[str], object]) -> list[VideoVerdict]:
     """Judge a video and write one line of JSON per moment.
 
     Args:
         command: What to do.
         write: Takes the lines.
 
+    Returns:
+        What was written.
+
     Raises:
         ProcrewardError: As :func:`check_video` does.
     """
-    for verdict in check_video(command):
+    verdicts = check_video(command)
+    for verdict in verdicts:
         write(json.dumps(verdict.as_card(), ensure_ascii=False, allow_nan=False))
+    return verdicts
 
 
 def check_video(command: CheckVideo) -> list[VideoVerdict]:
@@ -169,9 +174,9 @@ def check_video(command: CheckVideo) -> list[VideoVerdict]:
         FrameError: If a file is no video, the views differ in length or frame rate, or frames have
             another size than the model takes.
         InstructionError: If the instruction is empty.
+        ScorerError: If the judge breaks its contract, or fails too often.
         ModelError: If the judge cannot be loaded.
     """
-    from procreward.registry import get_scorer
     from procreward.video import VideoReader
 
     check_instruction(command.instruction)
@@ -183,7 +188,7 @@ def check_video(command: CheckVideo) -> list[VideoVerdict]:
             for given, path in files.items()
         }
         fps = _frame_rate(readers)
-        judging = _Judging(command, handle, get_scorer(handle), tuple(files), fps)
+        judging = _Judging(command, handle, tuple(files), fps)
         stack.callback(judging.end)
         verdicts = list(judging.verdicts(readers))
     if not verdicts:
@@ -201,16 +206,20 @@ class _Judging:
         self,
         command: CheckVideo,
         handle: ScorerHandle,
-        scorer: Scorer,
         views: tuple[str, ...],
         fps: float,
     ) -> None:
+        from procreward.config import RewardConfig
         from procreward.frames import FrameBuffer
+        from procreward.registry import get_scorer
+        from procreward.runner import QueryRunner
 
         preset = handle.preset
-        self._command, self._preset, self._scorer = command, preset, scorer
+        self._command, self._preset = command, preset
         self._views, self._fps = views, fps
-        self._account = scorer.describe()
+        self._account = get_scorer(handle).describe()
+        most_failures = RewardConfig().max_consecutive_failures
+        self._runner = QueryRunner(handle, max_consecutive_failures=most_failures)
         self._stream = uuid.uuid4().hex
         self._buffer = FrameBuffer(
             command.window_frames or preset.window_frames,
@@ -232,9 +241,7 @@ class _Judging:
 
     def end(self) -> None:
         """Let the model forget the video, if it wants to know."""
-        release = getattr(self._scorer, "release", None)
-        if callable(release):
-            release([self._stream])
+        self._runner.release([self._stream])
 
     def _due(self, index: int, *, last: bool) -> bool:
         if self._command.at_frame is not None:
@@ -243,7 +250,8 @@ class _Judging:
         return last or (every is not None and index % every == 0)
 
     def _verdict(self, index: int) -> VideoVerdict:
-        from procreward.types import Query
+        from procreward.runner import DueQuery
+        from procreward.types import Query, Score
 
         clips, steps = self._buffer.window()
         query = Query(
@@ -253,7 +261,8 @@ class _Judging:
             stream=self._stream,
             fps=self._fps,
         )
-        (score,) = self._scorer.score([query])
+        (answer,) = self._runner.run([DueQuery(role="scorer", query=query)])
+        score = answer if isinstance(answer, Score) else Score(reason=answer.reason)
         model, adapter = (self._account.get(name) for name in ("model", "adapter"))
         return VideoVerdict(
             frame_index=index,

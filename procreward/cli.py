@@ -15,16 +15,18 @@
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
 status 1, and so is a video about which no query was answered, a dataset of which episodes were
 skipped, or a report on episodes whose pictures cannot be read. A run that Ctrl-C ends is status
-130.
+130, and one whose output nobody reads any more (``| head``) is 141.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -140,9 +142,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments without the program's name; default: those of the process.
 
     Raises:
-        SystemExit: Always: 0 when all went well, 1 when a check failed, 2 on an error.
+        SystemExit: Always, with a status that this module's docstring explains.
     """
-    arguments = tyro.cli(
+    debug = False
+    try:
+        arguments = _parse(argv)
+        debug = arguments.debug
+        level = logging.DEBUG if debug else logging.WARNING
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+        status = _run(arguments.command)
+        print(end="", flush=True)
+    except (ProcrewardError, OSError) as error:  # OSError: a full disk, a folder that is read-only
+        if isinstance(error, BrokenPipeError) and _unread():
+            # Python flushes once more at its exit, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    raise SystemExit(status)
+
+
+def _parse(argv: Sequence[str] | None) -> _Arguments:
+    return tyro.cli(
         _Arguments,
         prog="procreward",
         description=_Arguments.__doc__,
@@ -154,18 +179,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             tyro.conf.PositionalMetavarFromFieldName,
         ),
     )
-    level = logging.DEBUG if arguments.debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        status = _run(arguments.command)
-    except (ProcrewardError, OSError) as error:  # OSError: a full disk, a folder that is read-only
-        if arguments.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 130
-    raise SystemExit(status)
+
+
+def _unread() -> bool:
+    """Whether what read our output has closed it; a broken pipe may be another one."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(command: _Command) -> int:
@@ -194,8 +214,8 @@ def _run(command: _Command) -> int:
         from procreward.check_video import run_check_video
 
         assert command.what is not None  # the hidden option
-        run_check_video(command.what, print)
-        return 0
+        verdicts = run_check_video(command.what, print)
+        return _answered(verdict.complete is not None for verdict in verdicts)
     return _verify(command.what)
 
 
@@ -294,8 +314,14 @@ def _score(command: Score) -> int:
     )
     for record in records:
         print(json.dumps(record.as_procvlm(), ensure_ascii=False))
-    if all(record.parsed_progress is None for record in records):
-        # The records say 0 then, as ProcVLM's do, which must not be taken for a reading.
-        print(f"error: none of the {len(records)} queries was answered", file=sys.stderr)
-        return 1
-    return 0
+    # The records say 0 without an answer, as ProcVLM's do, which must not be taken for a reading.
+    return _answered(record.parsed_progress is not None for record in records)
+
+
+def _answered(queries: Iterable[bool]) -> int:
+    """Return the exit status of a command that asked about a video, and say if it was in vain."""
+    answered = list(queries)
+    if any(answered):
+        return 0
+    print(f"error: none of the {len(answered)} queries was answered", file=sys.stderr)
+    return 1

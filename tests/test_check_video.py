@@ -14,7 +14,13 @@ import yaml
 from procreward.check_video import CheckVideo, VideoVerdict, check_video, run_check_video
 from procreward.cli import main
 from procreward.config import ScorerConfig
-from procreward.errors import ConfigError, FrameError, InstructionError, UnknownNameError
+from procreward.errors import (
+    ConfigError,
+    FrameError,
+    InstructionError,
+    ScorerError,
+    UnknownNameError,
+)
 from procreward.registry import resolve
 from procreward.scorers.completion_judge import CompletionJudge
 from procreward.types import Frame, Query, Score
@@ -279,6 +285,29 @@ class TestJudges:
         assert recorder.steps == [0, 2, 4, 5]
         assert {query.fps for query in recorder.queries} == {float(FPS)}
         assert len({query.stream for query in recorder.queries} - {""}) == 1
+
+    def test_a_judge_that_raises_is_a_reason_not_a_crash(
+        self, right: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        judge, _ = live([RuntimeError("out of memory")])
+        arguments = ["check", "video", str(right), "--instruction", "go", "--judge", judge]
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert caught.value.code == 1
+        assert json.loads(out)["reason"] == "RuntimeError"
+        assert json.loads(out)["prediction"] is None
+        assert "error: none of the 1 queries was answered" in err
+
+    def test_a_judge_that_breaks_its_contract(self, right: Path) -> None:
+        class Silent(Recorder):
+            def score(self, queries: Any) -> list[Score]:
+                return []
+
+        spec = resolve(Silent()).spec
+        assert isinstance(spec, str)
+        with pytest.raises(ScorerError, match="must return one Score per query, got 0"):
+            check_video(CheckVideo(video=right, instruction="go", judge=spec))
 
     def test_window_and_stride(self, right: Path) -> None:
         judge, recorder = live()

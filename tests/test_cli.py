@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -256,3 +257,21 @@ def test_score_fails_when_no_query_was_answered(
     captured = capsys.readouterr()
     assert '"parsed_progress": null' in captured.out
     assert "none of the 3 queries was answered" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("unbuffered", "command"), [("", "verify scorer constant"), ("1", "verify --help")]
+)
+def test_output_that_nobody_reads_ends_quietly(unbuffered: str, command: str) -> None:
+    read, write = os.pipe()
+    os.close(read)  # as `head` does when it has seen enough
+    done = subprocess.run(
+        [sys.executable, "-m", "procreward", *command.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
