@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -103,8 +104,8 @@ def same_views(found: Mapping[str, Sequence[str]], root: Path) -> tuple[str, ...
 
 def check_unique(names: Sequence[str], root: Path) -> None:
     """Refuse names that come up twice."""
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise DatasetError(
                 f"Episodes of {str(root)!r} must have names of their own, got two of {name!r}; "
                 "rename one."

@@ -201,7 +201,7 @@ def select(indices: Sequence[int], episodes: str | None, limit: int | None) -> l
     """
     chosen = list(indices)
     if episodes is not None:
-        wanted = _wanted(episodes)
+        wanted = _wanted(episodes, max(indices))
         missing = sorted(wanted - set(indices))
         if missing:
             raise ConfigError(
@@ -212,12 +212,14 @@ def select(indices: Sequence[int], episodes: str | None, limit: int | None) -> l
     return chosen[:limit]
 
 
-def _wanted(text: str) -> set[int]:
+def _wanted(text: str, last_index: int) -> set[int]:
+    """Numbers that a text names; of those of a range that there are not, the first one."""
     wanted: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last) if dash else (first, first)
         ok = all(end.strip().isdecimal() for end in ends) and int(ends[0]) <= int(ends[1])
         check(ok, "episodes", "numbers and ranges such as 0,3,5-9", text)
-        wanted.update(range(int(ends[0]), int(ends[1]) + 1))
+        begin, end = map(int, ends)
+        wanted.update(range(begin, max(begin, min(end, last_index + 1)) + 1))
     return wanted

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,13 +181,13 @@ def _said(
 def _played(folder: Path) -> Run:
     """Read the folder of a demo, or of a training run."""
     records = _records(folder)
-    names = [record.name for record in records]
+    names = Counter(record.name for record in records)
     entries = tuple(
         Entry(
             place=place,
             number=place,
             # Names repeat only in files that were put together by hand.
-            key=record.name if names.count(record.name) == 1 else f"{record.name}-{place}",
+            key=record.name if names[record.name] == 1 else f"{record.name}-{place}",
             name=record.name,
             record=record,
         )

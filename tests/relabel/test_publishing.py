@@ -249,5 +249,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     for text in ("3-1", "a", "1,,2", "-1"):
         with pytest.raises(ConfigError, match="`episodes` must be numbers and ranges"):
             select([1, 2, 3], text, None)
-    with pytest.raises(ConfigError, match=r"of the dataset's 3 episodes \(1 to 3\), got 9"):
-        select([1, 2, 3], "2,9", None)
+    for text, missing in (("2,9", 9), ("0", 0), ("2-999999999999", 4)):
+        match = rf"of the dataset's 3 episodes \(1 to 3\), got {missing}\."
+        with pytest.raises(ConfigError, match=match):
+            select([1, 2, 3], text, None)
