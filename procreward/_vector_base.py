@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from multiprocessing.connection import wait
 from typing import Any, cast
 
 import gymnasium as gym
@@ -18,16 +16,15 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import iterate
 
+from procreward._vector_workers import Workers
 from procreward.config import CompleteMode
-from procreward.errors import ConfigError, FrameError, UnsupportedEnvError, WorkerError
+from procreward.errors import ConfigError, FrameError, UnsupportedEnvError
 from procreward.sources import CameraSource, FrameSource, ObservationSource
 from procreward.types import Frame
 
 __all__ = ["SubEnvs", "autoreset_modes", "check_vector_env"]
 
 AnyVectorEnv = VectorEnv[Any, Any, Any]
-
-WORKER_EXIT_S = 5.0
 
 DISABLED_BASE = (
     "make the base with AutoresetMode.DISABLED: gym.make_vec(..., "
@@ -144,7 +141,12 @@ def _observed(source: FrameSource) -> bool:
 
 
 class SubEnvs:
-    """Reaches the sub-environments of a vector environment one by one, where they live."""
+    """Reaches the sub-environments of a vector environment one by one, where they live.
+
+    Attributes:
+        env: The vector environment, wrappers included.
+        workers: The processes that they live in, if they do.
+    """
 
     def __init__(self, env: AnyVectorEnv) -> None:
         """Keep the environment.
@@ -153,6 +155,7 @@ class SubEnvs:
             env: The vector environment, wrappers included.
         """
         self.env = env
+        self.workers = Workers(env.unwrapped)
         self._have: dict[str, bool] = {}
         self._known: dict[str, Sequence[Any]] = {}
 
@@ -161,27 +164,6 @@ class SubEnvs:
         """The sub-environments, if they are in this process and known."""
         inner = self.env.unwrapped
         return cast(Any, inner).envs if isinstance(inner, SyncVectorEnv) else None
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Say what has happened if a worker process dies inside the block, and end the others.
-
-        Raises:
-            WorkerError: If one has died.
-        """
-        try:
-            yield
-        except (EOFError, ConnectionError) as error:
-            inner = self.env.unwrapped
-            codes = _exit_codes(inner) if isinstance(inner, AsyncVectorEnv) else {}
-            if not codes:
-                raise
-            _end_workers(cast(AsyncVectorEnv, inner))
-            raise WorkerError(
-                f"Workers of {self.env} have died, by index and exit code: {codes}. A negative "
-                "code is a signal (-9: killed, often for lack of memory). The environment is "
-                "closed; make it anew, with fewer or smaller sub-environments."
-            ) from error
 
     def forget(self) -> None:
         """Ask anew for attributes: they may have changed by a reset."""
@@ -291,28 +273,6 @@ class SubEnvs:
                 'sub-environment, got None; make them with render_mode="rgb_array".'
             )
         return pictures
-
-
-def _exit_codes(envs: AsyncVectorEnv) -> dict[int, int]:
-    """Exit codes of the workers that have died; one whose pipe has just closed is waited for."""
-    ready = wait([process.sentinel for process in envs.processes], timeout=WORKER_EXIT_S)
-    for process in envs.processes:
-        if process.sentinel in ready:
-            process.join()
-    codes = {index: process.exitcode for index, process in enumerate(envs.processes)}
-    # One whose sub-environment raised has told so, and ends with 0.
-    return {index: code for index, code in codes.items() if code}
-
-
-def _end_workers(envs: AsyncVectorEnv) -> None:
-    # Its own close() asks the dead for an answer.
-    for process in envs.processes:
-        process.terminate()
-        process.join()
-    for pipe in envs.parent_pipes:
-        if pipe is not None:
-            pipe.close()
-    envs.closed = True
 
 
 class _Remote:

@@ -228,7 +228,7 @@ class VectorProgressReward(BatchRewarded, _Wrapper):
             who = self._checked_mask(options[RESET_MASK])
             # Gymnasium takes the mask out of the dictionary that it is given.
             options = {**options, RESET_MASK: who.copy()}
-        with self._envs.watched():
+        with self._envs.workers.watched():
             obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # seeds may hold None
             streams = zip(self._batch.streams, who, strict=True)
             self._batch.release(stream for stream, new in streams if new)
@@ -258,7 +258,7 @@ class VectorProgressReward(BatchRewarded, _Wrapper):
         """
         self._batch.settle_ready()
         self._check_running()
-        with self._envs.watched():
+        with self._envs.workers.watched():
             return self._step(actions)
 
     def collect(self, *, wait: bool = False) -> list[LateReward]:
@@ -281,7 +281,8 @@ class VectorProgressReward(BatchRewarded, _Wrapper):
         """Close the environment. Scorers are shared and stay, but forget the episodes.
 
         Rewards that were not collected are dropped. A model that is being asked is waited for, for
-        a few seconds at most.
+        a few seconds at most. Worker processes are ended without being asked where one has died or
+        Ctrl-C has interrupted a step.
 
         Args:
             kwargs: Passed on.
@@ -289,6 +290,7 @@ class VectorProgressReward(BatchRewarded, _Wrapper):
         try:
             self._batch.close()
         finally:
+            self._envs.workers.end_if_lost()
             super().close(**kwargs)
 
     def _step(

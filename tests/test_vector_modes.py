@@ -347,6 +347,16 @@ def test_a_worker_that_dies() -> None:
     envs.close()
 
 
+def test_closing_above_a_dead_worker_ends_the_others() -> None:
+    inner = AsyncVectorEnv([CounterEnv] * 3, autoreset_mode=DISABLED)
+    envs = VectorProgressReward(inner, scorer="constant")
+    envs.reset(seed=0)
+    inner.processes[1].kill()
+    inner.processes[1].join()
+    envs.close()
+    assert not any(process.is_alive() for process in inner.processes)
+
+
 class FailingEnv(CounterEnv):
     def step(self, action: Any) -> Any:
         raise ConnectionError("no robot")

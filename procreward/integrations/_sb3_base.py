@@ -7,20 +7,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from multiprocessing.connection import wait
 from typing import Any, TypeVar, cast
 
 import gymnasium as gym
 
+from procreward._vector_workers import Workers
 from procreward.config import CompleteMode
 from procreward.errors import (
     ConfigError,
     MissingDependencyError,
     UnsupportedEnvError,
-    WorkerError,
 )
 from procreward.sources import FrameSource, ObservationSource
 from procreward.types import Frame
@@ -39,8 +37,6 @@ __all__ = ["OnDemandReset", "SubEnvs", "check_vec_env", "put_row", "row"]
 
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
-
-WORKER_EXIT_S = 5.0
 
 HOW = (
     "make it with make_progress_vec_env(ENV_ID, n_envs), or put OnDemandReset around every "
@@ -195,7 +191,12 @@ def put_row(obs: Any, index: int, one: Any) -> None:
 
 
 class SubEnvs:
-    """Reaches the sub-environments of a VecEnv one by one, where they live."""
+    """Reaches the sub-environments of a VecEnv one by one, where they live.
+
+    Attributes:
+        venv: The VecEnv.
+        workers: The processes that they live in, if they do.
+    """
 
     def __init__(self, venv: VecEnv) -> None:
         """Keep the environment.
@@ -204,6 +205,7 @@ class SubEnvs:
             venv: As :func:`check_vec_env` accepts it.
         """
         self.venv = venv
+        self.workers = Workers(venv)
         self._together: list[int] = []
         self._have: dict[str, dict[int, bool]] = {}
         self._values: dict[str, dict[int, Any]] = {}
@@ -213,26 +215,6 @@ class SubEnvs:
         """Steps per second, or None when unknown."""
         found: dict[str, Any] = self.venv.get_attr("metadata", [0])[0]
         return found.get("render_fps")
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Say what has happened if a worker process dies inside the block, and end the others.
-
-        Raises:
-            WorkerError: If one has died.
-        """
-        try:
-            yield
-        except (EOFError, ConnectionError) as error:
-            processes = getattr(self.venv, "processes", None)
-            if processes is None:
-                raise
-            codes = _end_workers(self.venv, processes)
-            raise WorkerError(
-                f"Workers of {type(self.venv).__name__} have died, by index and exit code: "
-                f"{codes}. With code 1 their traceback is above; a negative code is a signal (-9: "
-                "killed, often for lack of memory). The environment is closed; make it anew."
-            ) from error
 
     def __getitem__(self, index: int) -> gym.Env[Any, Any]:
         """Return a sub-environment, or what stands in for it; it can be asked for attributes."""
@@ -327,21 +309,6 @@ class SubEnvs:
             }
             for index, got in zip(indices, pictures, strict=True)
         }
-
-
-def _end_workers(venv: VecEnv, processes: Sequence[Any]) -> dict[int, int]:
-    """End all workers without asking them; return the exit codes of those that had died."""
-    # One whose pipe has just closed is still on its way out.
-    for sentinel in wait([process.sentinel for process in processes], timeout=WORKER_EXIT_S):
-        next(process for process in processes if process.sentinel == sentinel).join()
-    codes = {index: process.exitcode for index, process in enumerate(processes)}
-    for process in processes:
-        process.terminate()
-        process.join()
-    for remote in cast(Any, venv).remotes:
-        remote.close()
-    cast(Any, venv).closed = True
-    return {index: code for index, code in codes.items() if code}
 
 
 class _Remote:

@@ -122,14 +122,16 @@ class VecProgressReward(BatchRewarded, VecEnvWrapper):
             UnknownNameError: If a setting, scorer, camera, key or attribute does not exist.
             UnsupportedEnvError: If ``venv`` cannot be wrapped, or cannot show the views.
             InstructionError: If the instruction is an empty sentence.
+            WorkerError: If a worker process died.
         """
         merged = merge_settings(config, settings)
-        check_vec_env(venv, merged.on_complete)
-        max_lag = lag_steps(latency, max_lag_steps, merged)
-        plan = StreamPlan.from_config(merged)
         envs, instruction = SubEnvs(venv), InstructionSource(merged.instruction)
-        instruction.check(envs.example())
-        sources = plan_sources(envs.example(), plan)
+        with envs.workers.watched():
+            check_vec_env(venv, merged.on_complete)
+            max_lag = lag_steps(latency, max_lag_steps, merged)
+            plan = StreamPlan.from_config(merged)
+            instruction.check(envs.example())
+            sources = plan_sources(envs.example(), plan)
         super().__init__(venv)
         self._plan, self._envs = plan, envs
         self._instruction, self._sources = instruction, sources
@@ -186,7 +188,7 @@ class VecProgressReward(BatchRewarded, VecEnvWrapper):
             ModelError: If a scorer cannot be loaded.
             WorkerError: If a worker process died.
         """
-        with self._envs.watched():
+        with self._envs.workers.watched():
             obs = self.venv.reset()
             self._batch.release(self._batch.streams)
             infos = list(self.venv.reset_infos)
@@ -245,7 +247,7 @@ class VecProgressReward(BatchRewarded, VecEnvWrapper):
             raise gym.error.ResetNeeded(
                 "VecProgressReward.step() needs an episode in every sub-environment; call reset()."
             )
-        with self._envs.watched():
+        with self._envs.workers.watched():
             self.venv.step_async(actions)
 
     def step_wait(self) -> VecStep:
@@ -260,18 +262,20 @@ class VecProgressReward(BatchRewarded, VecEnvWrapper):
             ScorerError: If a scorer breaks its contract, or fails too often.
             WorkerError: If a worker process died.
         """
-        with self._envs.watched():
+        with self._envs.workers.watched():
             return self._step_wait()
 
     def close(self) -> None:
         """Close the environment. Scorers are shared and stay, but forget the episodes.
 
         Rewards that were not collected are dropped. A model that is being asked is waited for, for
-        a few seconds at most.
+        a few seconds at most. Worker processes are ended without being asked where one has died or
+        Ctrl-C has interrupted a step.
         """
         try:
             self._batch.close()
         finally:
+            self._envs.workers.end_if_lost()
             super().close()
 
     def _step_wait(self) -> VecStep:

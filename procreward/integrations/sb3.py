@@ -21,7 +21,7 @@ import gymnasium as gym
 
 from procreward.config import RewardConfig
 from procreward.deferred import Latency
-from procreward.errors import ConfigError, UnsupportedEnvError
+from procreward.errors import ConfigError, UnsupportedEnvError, WorkerError
 from procreward.integrations._sb3_base import OnDemandReset
 from procreward.integrations._sb3_buffers import DeferredDictReplayBuffer, DeferredReplayBuffer
 from procreward.integrations._sb3_deferred import DeferredRewards
@@ -88,6 +88,7 @@ def make_progress_vec_env(
 
     Raises:
         ConfigError: If a ``monitor_file`` is given with ``latency="deferred"``.
+        WorkerError: If a worker process died.
         ProcrewardError: As :class:`VecProgressReward` does; the sub-environments are closed then.
     """
     if latency == "deferred" and monitor_file is not None:
@@ -99,7 +100,13 @@ def make_progress_vec_env(
     makers: list[Callable[[], gym.Env[Any, Any]]] = [
         partial(_make_env, env_id, kwargs, seed, index) for index in range(n_envs)
     ]
-    venv = vec_env_cls(makers, **(vec_env_kwargs or {}))
+    try:
+        venv = vec_env_cls(makers, **(vec_env_kwargs or {}))
+    except (EOFError, ConnectionError) as error:
+        raise WorkerError(
+            f"A worker of {vec_env_cls.__name__} has died while it made its sub-environment; its "
+            "traceback is above."
+        ) from error
     try:
         rewarded = VecProgressReward(
             venv, latency=latency, max_lag_steps=max_lag_steps, config=config, **settings

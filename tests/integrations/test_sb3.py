@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -33,7 +31,6 @@ from procreward.errors import (
     InstructionError,
     UnknownNameError,
     UnsupportedEnvError,
-    WorkerError,
 )
 from procreward.instruction import InstructionSource
 from procreward.integrations._sb3_base import SubEnvs, _Remote
@@ -486,15 +483,3 @@ def test_without_stable_baselines_the_error_says_how_to_install_it() -> None:
     last = done.stderr.splitlines()[-1]
     assert last.startswith("procreward.errors.MissingDependencyError: procreward.integrations.sb3")
     assert last.endswith("Run `pip install 'procreward[sb3]'`.")
-
-
-def test_a_dead_worker_is_named() -> None:
-    venv = batched(counters([9, 9]), SubprocVecEnv, scorer="constant")
-    venv.reset()
-    processes = venv.unwrapped.processes  # type: ignore[attr-defined]  # known
-    os.kill(processes[1].pid, signal.SIGKILL)
-    processes[1].join()
-    with pytest.raises(WorkerError, match=r"by index and exit code: \{1: -9\}"):
-        venv.step(np.zeros(2, int))
-    assert [process.is_alive() for process in processes] == [False, False]
-    venv.close()
