@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from procreward.report.config import ReportConfig
+from procreward.report.records import write_records
 from procreward.report.run import report
+from tests.report.helpers import episode
 from tests.report.runs import HOSTILE, relabelled
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -102,6 +104,24 @@ def tab(browser: Any, page_path: Path) -> Iterator[Tab]:
     # The file itself and nothing beside it.
     files = {url.partition("#")[0] for url in found.requests if url.startswith("file:")}
     assert files == {page_path.as_uri()}
+
+
+def test_many_episodes_are_shown_in_parts(browser: Any, tmp_path: Path) -> None:
+    records = [episode(number=number) for number in range(1500)]
+    write_records(records, tmp_path / "episodes.jsonl")
+    path = report(ReportConfig(run=tmp_path, curves_only=True), lambda _: None).files[0]
+    tab = Tab(browser.new_page(), path)
+    tab.open()
+
+    def shown() -> tuple[int, str]:
+        return tab.ask("document.querySelectorAll('a.open').length"), tab.texts("#more")[0]
+
+    assert shown() == (250, "Show 1,000 of 1,250 more")
+    tab.page.click("#more")
+    assert shown() == (1250, "Show 250 more")
+    tab.page.fill("#search", "expert")
+    assert shown() == (250, "Show 1,000 of 1,250 more")
+    tab.page.close()
 
 
 def test_the_table_sorts_and_filters(tab: Tab) -> None:

@@ -2,7 +2,8 @@
 // The table: sorted, searched and filtered; its order is that of the keys j and k.
 (() => {
   const { el, get, rows } = Report;
-  const AT_ONCE = 250;
+  // A browser takes seconds for thousands of lines.
+  const AT_ONCE = 250, MORE = 1000;
   const several = (name) => new Set(rows.map((row) => row[name])).size > 1;
   const any = (name) => rows.some((row) => row[name]);
 
@@ -123,18 +124,25 @@
       : `${visible.length.toLocaleString("en")} of ${Report.plural(rows.length, "episode")}`;
     const rest = visible.length - shown.length;
     get("more").hidden = rest <= 0;
-    get("more").textContent = `Show ${rest.toLocaleString("en")} more`;
+    const next = Math.min(rest, MORE).toLocaleString("en");
+    get("more").textContent = rest > MORE ? `Show ${next} of ${rest.toLocaleString("en")} more` : `Show ${next} more`;
+  }
+
+  /** Show what is now looked for, from its beginning. */
+  function anew() {
+    limit = AT_ONCE;
+    render();
   }
 
   Report.table = {
     start() {
       heads();
       render();
-      get("search").addEventListener("input", render);
-      get("filter").addEventListener("change", render);
-      get("more").addEventListener("click", () => { limit = Infinity; render(); });
+      get("search").addEventListener("input", anew);
+      get("filter").addEventListener("change", anew);
+      get("more").addEventListener("click", () => { limit += MORE; render(); });
     },
-    render,
+    render: anew,
     /** The episodes in the order of the table. */
     order: () => visible,
     /** Move the focus to the next or previous episode's link. */
