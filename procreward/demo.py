@@ -31,7 +31,15 @@ from procreward.report.table import format_table
 from procreward.rollout import Policy, RandomPolicy, run_episode
 from procreward.wrapper import ProgressReward
 
-__all__ = ["DemoConfig", "check_folder", "make_env", "make_policy", "prepare", "run_demo"]
+__all__ = [
+    "DemoConfig",
+    "check_folder",
+    "find_horizon",
+    "make_env",
+    "make_policy",
+    "prepare",
+    "run_demo",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +128,7 @@ def prepare(config: DemoConfig) -> DemoSetup:
     check_folder(config.out)
     env = make_env(config.env, max_steps=config.max_steps)
     try:
-        horizon = _horizon(env)
+        horizon = find_horizon(env)
         if horizon is None:
             raise ConfigError(
                 f"`max_steps` must be given, got None: {config.env} has no time limit of its own."
@@ -145,8 +153,12 @@ def prepare(config: DemoConfig) -> DemoSetup:
     return DemoSetup(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
 
 
-def _horizon(env: gym.Env[Any, Any]) -> int | None:
-    """Most steps of an episode: what its TimeLimit says, and an environment that has a horizon."""
+def find_horizon(env: gym.Env[Any, Any]) -> int | None:
+    """Return the steps after which an episode is cut off, or None if that is not known.
+
+    Args:
+        env: Its TimeLimit is asked, and the environment itself where it has a ``horizon``.
+    """
     limit = None if env.spec is None else env.spec.max_episode_steps
     own = env.get_wrapper_attr("horizon") if env.has_wrapper_attr("horizon") else None
     return min((steps for steps in (limit, own) if steps is not None), default=None)

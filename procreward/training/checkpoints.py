@@ -8,6 +8,7 @@ A checkpoint is written beside its place, flushed to disk and renamed, so a run 
 it writes one leaves the one before. The newest two are kept.
 
 * :func:`save_checkpoint`, :func:`newest_checkpoint`, :func:`restore_learner`
+* :func:`clear_partial` - removes what a run that was killed had half written.
 * :class:`RunState` - counters, and the generators that a learner draws from.
 * :func:`publish_folder` - a folder appears complete or not at all.
 * :func:`save_best` - the policy of the best evaluation, ``OUT/best``.
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "RunState",
+    "clear_partial",
     "newest_checkpoint",
     "publish_folder",
     "restore_learner",
@@ -221,16 +223,26 @@ def _complete(room: Path) -> list[Checkpoint]:
 
 
 def newest_checkpoint(out: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint of a run, or None; clear away partial ones.
+    """Return the newest complete checkpoint of a run, or None.
 
     Args:
         out: Folder of the run.
     """
-    room = out / "checkpoints"
-    for partial in room.glob(".step-*.partial"):
-        shutil.rmtree(partial)
-    found = _complete(room)
+    found = _complete(out / "checkpoints")
     return found[-1] if found else None
+
+
+def clear_partial(out: Path) -> None:
+    """Remove what a run that was killed had half written; not while one goes on there.
+
+    Args:
+        out: Folder of the run.
+    """
+    for room in (out / "checkpoints", out / "policies"):
+        for partial in room.glob(".step-*.partial"):
+            shutil.rmtree(partial)
+    for link in out.glob(".best.*"):
+        link.unlink()
 
 
 def restore_learner(

@@ -128,6 +128,10 @@ class TrainConfig:
             value = getattr(self, name)
             check(isinstance(value, kind), name, f"a {kind.__name__}", value)
         object.__setattr__(self, "learner", check_keywords(self.algorithm, self.learner))
+        n_steps = self.learner.get("n_steps", 1)
+        fix = "The buffer that holds transitions back sums up no rewards of several steps."
+        ok = self.latency == "blocking" or self.algorithm == "ppo" or n_steps == 1
+        check(ok, "learner.n_steps", "1 with latency: deferred", n_steps, fix)
         ok = isinstance(self.out, str | Path) and str(self.out) != ""
         check(ok, "out", "the path of a folder", self.out)
         object.__setattr__(self, "out", Path(self.out))
@@ -195,13 +199,15 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
     """
     check_names("training setting", values, field_names(TrainConfig))
     check("env" in values, "env", "given: an id of Gymnasium", None)
+    # A key with nothing behind it, as in a file whose settings below it are commented out.
+    given = {name: value for name, value in values.items() if value is not None}
     return TrainConfig(
         **{
             **values,
-            "reward": _reward(values.get("reward") or {}),
-            "eval": _evaluation(values.get("eval") or {}),
-            "env_kwargs": values.get("env_kwargs") or {},
-            "learner": values.get("learner") or {},
+            "reward": _reward(given.get("reward", {})),
+            "eval": _evaluation(given.get("eval", {})),
+            "env_kwargs": given.get("env_kwargs", {}),
+            "learner": given.get("learner", {}),
         }
     )
 

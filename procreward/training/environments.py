@@ -2,7 +2,6 @@
 
 * :func:`make_eval_env` - one environment, without reward model.
 * :func:`build_venv` - the sub-environments, their reward, the monitor and the normalisation.
-* :func:`find_horizon` - after how many steps an episode is cut off.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from procreward.integrations.sb3 import VecProgressReward
 
-__all__ = ["build_venv", "find_horizon", "find_normalise", "find_reward", "make_eval_env"]
+__all__ = ["build_venv", "find_normalise", "find_reward", "make_eval_env"]
 
 
 def make_eval_env(config: TrainConfig) -> gym.Env[Any, Any]:
@@ -48,17 +47,6 @@ def make_eval_env(config: TrainConfig) -> gym.Env[Any, Any]:
             f"`env_kwargs` must be what {config.env} can be made with, got "
             f"{dict(config.env_kwargs)}: {error}."
         ) from error
-
-
-def find_horizon(env: gym.Env[Any, Any]) -> int | None:
-    """Return the steps after which an episode is cut off, or None if that is not known."""
-    if env.spec is not None and env.spec.max_episode_steps is not None:
-        return env.spec.max_episode_steps
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, gym.wrappers.TimeLimit):
-            return env._max_episode_steps
-        env = env.env
-    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,15 +78,18 @@ class History:
 
         Args:
             out: Folder of the run.
-            up_to: Step of the checkpoint that is gone on from; later evaluations are dropped.
-                None forgets all.
+            up_to: Step of the checkpoint that is gone on from; later evaluations are dropped,
+                though one whose policy is ``OUT/best`` is still to be beaten. None forgets all.
 
         Raises:
-            ConfigError: If the file of earlier ones cannot be read.
+            ConfigError: If a file of earlier ones cannot be read.
         """
         self._out, self.path = out, out / "evaluations.jsonl"
         earlier = read_evaluations(self.path) if up_to is not None and self.path.exists() else []
         self.entries = [entry for entry in earlier if entry.step <= (up_to or 0)]
+        kept = out / "best" / "best.json"
+        # Of a step that is taken again, maybe; the policy is still there and its evaluation holds.
+        self._kept = [_read(kept)] if up_to is not None and kept.is_file() else []
         self._write()
 
     @property
@@ -102,7 +105,7 @@ class History:
     @property
     def best(self) -> Evaluation | None:
         """The best one, the earliest of equals."""
-        return max(self.entries, key=lambda entry: entry.rank, default=None)
+        return max(self._kept + self.entries, key=lambda entry: entry.rank, default=None)
 
     def add(
         self, model: BaseAlgorithm, result: EvalResult, *, queries: int, failures: int
@@ -148,17 +151,31 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     Raises:
         ConfigError: If a line is no evaluation; the message names it.
     """
-    known, found = field_names(Evaluation), []
+    found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            raw = json.loads(line)
-            found.append(Evaluation(**{name: raw[name] for name in known}))
+            found.append(_parsed(line))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"`{path}` line {number} must be an evaluation, got {line[:60]!r} ({error}); "
                 "remove the line to go on."
             ) from error
     return found
+
+
+def _parsed(text: str) -> Evaluation:
+    raw = json.loads(text)
+    return Evaluation(**{name: raw[name] for name in field_names(Evaluation)})
+
+
+def _read(path: Path) -> Evaluation:
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"`{path}` must be an evaluation, got something else ({error}); remove the link "
+            f"`{path.parent}` to go on."
+        ) from error
 
 
 def format_evaluations(entries: Sequence[Evaluation]) -> str:

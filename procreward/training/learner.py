@@ -160,6 +160,9 @@ def build_learner(config: LearnerSettings, venv: VecEnv, **settled: Any) -> Base
         keywords["policy_kwargs"] = _activation(keywords["policy_kwargs"] or {})
     if isinstance(keywords.get("train_freq"), list):
         keywords["train_freq"] = tuple(keywords["train_freq"])
+        ok = venv.num_envs == 1 or keywords["train_freq"][1] != "episode"
+        fix = "Set `num_envs: 1`, or count steps."
+        check(ok, "learner.train_freq", "in steps with several environments", "episodes", fix)
     try:
         model: BaseAlgorithm = cls(
             policy,
@@ -168,7 +171,7 @@ def build_learner(config: LearnerSettings, venv: VecEnv, **settled: Any) -> Base
             seed=config.seed,
             **{**keywords, **settled},
         )
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"`learner` must be what {cls.__name__} can learn with in spaces "
             f"{venv.observation_space} and {venv.action_space}, got {dict(config.learner)}: {error}"
@@ -236,5 +239,17 @@ def _check_range(name: str, value: Any) -> None:
         check(is_int(value, least=least), label, f"an integer of at least {least}", value)
     if name in _POSITIVE:
         check(is_number(value) and value > 0, label, "above 0", value)
+    if name == "train_freq":
+        _check_frequency(label, value)
+    if name == "gradient_steps":
+        ok = is_int(value, least=1) or value == -1
+        check(ok, label, "an integer of at least 1, or -1 for as many as steps", value)
     if name in ("gae_lambda", "tau"):
         check(is_number(value) and 0 <= value <= 1, label, "in [0, 1]", value)
+
+
+def _check_frequency(label: str, value: Any) -> None:
+    """Refuse what comes to no step at all, or is no number of steps or episodes."""
+    pair = value if isinstance(value, list) else [value, "step"]
+    ok = len(pair) == 2 and is_int(pair[0], least=1) and pair[1] in ("step", "episode")
+    check(ok, label, "an integer of at least 1, or a list such as [1, episode]", value)

@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from procreward.checks import check
-from procreward.demo import check_folder
+from procreward.demo import check_folder, find_horizon
 from procreward.errors import ConfigError
 from procreward.instruction import InstructionSource
 from procreward.registry import get_scorer, resolve
 from procreward.training.checkpoints import (
     Checkpoint,
     RunState,
+    clear_partial,
     newest_checkpoint,
     restore_learner,
 )
 from procreward.training.config import TrainConfig, config_mapping, read_mapping
 from procreward.training.environments import (
     build_venv,
-    find_horizon,
     find_normalise,
     find_reward,
     make_eval_env,
@@ -130,6 +130,8 @@ def prepare(config: TrainConfig, *, resume: bool = False, dry: bool = False) -> 
     check(reward.sets_a_task, "reward", what, f"shaping {reward.shaping!r} alone", fix)
     _check_room(config.out, dry=dry)
     checkpoint = _find_start(config, resume=resume)
+    if not dry:
+        clear_partial(config.out)
     evaluator = Evaluator(
         lambda: make_eval_env(config),
         episodes=config.eval.episodes,
@@ -260,6 +262,8 @@ def _plan(
     notes = []
     if steps > config.total_steps:
         notes.append(f"{steps} steps, not {config.total_steps}: a rollout is {rollout} steps.")
+    if getattr(model, "learning_starts", 0) >= steps:
+        notes.append("nothing is learned: `learner.learning_starts` is not reached.")
     if horizon is None:
         notes.append(f"{config.env} names no time limit; an evaluation needs its episodes to end.")
     if importlib.util.find_spec("matplotlib") is None:

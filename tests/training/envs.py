@@ -53,6 +53,16 @@ class Corridor(gym.Env[Any, Any]):
         return min(1.0, max(0.0, self.place))
 
 
+class OwnHorizon(Corridor):
+    """Says by itself when it cuts an episode off, as RoboCasa's environments do."""
+
+    horizon = 8
+
+
+OWN_HORIZON = "tests.training.envs:OwnHorizon-v0"
+if "OwnHorizon-v0" not in gym.registry:
+    gym.register("OwnHorizon-v0", "tests.training.envs:OwnHorizon")
+
 CORRIDOR = "tests.training.envs:Corridor-v0"
 if "Corridor-v0" not in gym.registry:
     gym.register("Corridor-v0", "tests.training.envs:Corridor", max_episode_steps=8)

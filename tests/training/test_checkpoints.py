@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from procreward.errors import ConfigError
 from procreward.training.checkpoints import (
     Checkpoint,
+    clear_partial,
     newest_checkpoint,
     publish_folder,
     restore_learner,
@@ -84,8 +85,15 @@ def test_what_a_killed_run_left_half_written_is_passed_over(tmp_path: Path) -> N
     half.mkdir()
     (half / "policy.zip").write_bytes(b"PK")
     (tmp_path / "checkpoints" / "step-notes").mkdir()
+    other = tmp_path / "policies" / ".step-000000016.999.partial"
+    other.mkdir(parents=True)
+    (tmp_path / ".best.999").symlink_to("policies")
+    # To look is no writing: a run may be about to finish that folder.
     assert newest_checkpoint(tmp_path) == whole
-    assert not half.exists()
+    assert half.exists()
+    clear_partial(tmp_path)
+    assert newest_checkpoint(tmp_path) == whole
+    assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])

@@ -96,6 +96,10 @@ def test_names_paths_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("{env: procreward/Toy-v0, learner: {n_step: 9}}", "Did you mean 'n_steps'"),
         ("{env: procreward/Toy-v0, reward: nano}", "`reward` must be a mapping"),
         ("{env: procreward/Toy-v0, eval: 3}", "`eval` must be a mapping"),
+        ("{env: procreward/Toy-v0, eval: false}", "`eval` must be a mapping"),
+        ("{env: procreward/Toy-v0, reward: []}", "`reward` must be a mapping"),
+        ("{env: procreward/Toy-v0, learner: 0}", "`learner` must be a mapping"),
+        ("{env: procreward/Toy-v0, env_kwargs: []}", "`env_kwargs` must be a mapping"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, message: str) -> None:
@@ -159,6 +163,10 @@ def test_settings_out_of_range(tmp_path: Path, changes: dict[str, Any], message:
         ("ppo", {"use_sde": 1}, "`learner.use_sde` must be true or false"),
         ("ppo", {"gae_lambda": 2.0}, r"`learner.gae_lambda` must be in \[0, 1\]"),
         ("sac", {"train_freq": "often"}, "`learner.train_freq` must be an integer or a list"),
+        ("sac", {"train_freq": 0}, "`learner.train_freq` must be an integer of at least 1"),
+        ("sac", {"train_freq": [1]}, "`learner.train_freq` must be an integer of at least 1"),
+        ("sac", {"train_freq": [0, "step"]}, "`learner.train_freq` must be an integer of at"),
+        ("sac", {"gradient_steps": 0}, "`learner.gradient_steps` must be an integer of at least 1"),
         ("ppo", {"policy_kwargs": 3}, "`learner.policy_kwargs` must be"),
         (
             "ppo",
@@ -173,6 +181,19 @@ def test_keywords_of_the_learner(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train_config(settings(tmp_path, algorithm, learner=learner))
+
+
+def test_deferred_sac_takes_no_returns_of_several_steps(tmp_path: Path) -> None:
+    late = settings(tmp_path, "sac", latency="deferred", learner={"n_steps": 3})
+    with pytest.raises(ConfigError, match=r"`learner.n_steps` must be 1 with latency: deferred"):
+        train_config(late)
+    assert train_config({**late, "latency": "blocking"}).learner == {"n_steps": 3}
+
+
+def test_a_key_with_nothing_behind_it_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("env: procreward/Toy-v0\neval:\nlearner:\n")
+    assert load_train_config(path).eval == EvalConfig()
 
 
 def test_keywords_that_are_right() -> None:

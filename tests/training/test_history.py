@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,34 @@ def test_going_on_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert [entry.step for entry in read_evaluations(tmp_path / "evaluations.jsonl")] == [0, 64]
     assert History(tmp_path).entries == []
     assert (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+def test_the_best_policy_of_a_dropped_evaluation_is_still_to_be_beaten(tmp_path: Path) -> None:
+    model = build_learner(config(tmp_path), DummyVecEnv([Corridor, Corridor]))
+    history = History(tmp_path)
+    for step, success in ((0, 0.1), (64, 0.3), (128, 0.8)):
+        model.num_timesteps = step
+        history.add(model, result(success), queries=0, failures=0)
+    # Killed, and gone on with from the checkpoint of step 64.
+    history = History(tmp_path, up_to=64)
+    model.num_timesteps = 128
+    history.add(model, result(0.5), queries=0, failures=0)
+    assert [(entry.step, entry.success_rate) for entry in history.entries] == [
+        (0, 0.1),
+        (64, 0.3),
+        (128, 0.5),
+    ]
+    # What is said and what lies in the folder are one policy.
+    assert history.best is not None
+    assert (history.best.step, history.best.success_rate) == (128, 0.8)
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["success_rate"] == 0.8
+    model.num_timesteps = 192
+    better = history.add(model, result(0.9), queries=0, failures=0)
+    assert history.best is better
+    assert (tmp_path / "best").resolve().name == "step-000000192"
+    (tmp_path / "best" / "best.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"best\.json` must be an evaluation"):
+        History(tmp_path, up_to=192)
 
 
 def test_a_line_that_is_no_evaluation_is_named(tmp_path: Path) -> None:

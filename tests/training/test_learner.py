@@ -48,6 +48,20 @@ def test_dictionary_observations_have_a_policy_of_their_own() -> None:
     assert type(model.policy).__name__ == "MultiInputActorCriticPolicy"
 
 
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        ({"device": "gpu0"}, "`learner` must be what SAC can learn with"),
+        ({"policy_kwargs": {"net_arch": [-1]}}, "`learner` must be what SAC can learn with"),
+        ({"train_freq": [1, "episode"]}, "`learner.train_freq` must be in steps with several"),
+    ],
+    ids=str,
+)
+def test_what_only_the_algorithm_itself_refuses(learner: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_learner(TrainConfig(env="x", algorithm="sac", learner=learner), venv())
+
+
 def test_spaces_that_the_algorithm_cannot_learn_in() -> None:
     with pytest.raises(ConfigError, match=r"`learner` must be what SAC can learn with .*Discrete"):
         build_learner(TrainConfig(env="x", algorithm="sac"), venv(actions="discrete"))
