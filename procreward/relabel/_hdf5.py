@@ -25,6 +25,7 @@ __all__ = [
     "opened",
     "pictures",
     "replace_array",
+    "same_values",
 ]
 
 _BLOCK_ROWS: Final = 16
@@ -102,6 +103,12 @@ def replace_array(group: Any, name: str, values: npt.NDArray[Any], **settings: A
         del group[name]
     # No time of creation: the same labels must give the same bytes.
     group.create_dataset(name, data=values, track_times=False, **settings)
+
+
+def same_values(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Say whether two arrays are equal; where numbers are NaN in both, they are."""
+    numbers = one.dtype.kind in "fc" and other.dtype.kind in "fc"
+    return np.array_equal(one, other, equal_nan=numbers)
 
 
 def as_json(value: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from procreward.checks import check, check_choice, check_names
 from procreward.errors import DatasetError
-from procreward.relabel._hdf5 import done_after, opened, replace_array
+from procreward.relabel._hdf5 import done_after, opened, replace_array, same_values
 from procreward.relabel._hdf5_times import clear_times
 from procreward.relabel._minari_storage import (
     HDF5_NAME,
@@ -116,6 +117,8 @@ class MinariWriter:
         target = staged / self._new_id(metadata)
         # Not copy2: neither the source's times nor its write protection belong to the copy.
         shutil.copytree(source.root, target, copy_function=shutil.copyfile)
+        for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+            folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
         data = target / "data"
         if metadata["data_format"] == "hdf5":
             written = self._write_hdf5(data / HDF5_NAME, labels)
@@ -234,7 +237,7 @@ class MinariWriter:
             "rewards": rewards.shape != (length,)
             or rewards.dtype != np.float64
             or not np.isfinite(rewards).all(),
-            f"infos/{_ENV}": not np.array_equal(
+            f"infos/{_ENV}": not same_values(
                 new[f"infos/{_ENV}"],
                 old.get(f"infos/{_ENV}", np.append(0.0, old["rewards"])),
             ),

@@ -11,7 +11,7 @@ import numpy as np
 
 from procreward.checks import check_choice, check_names
 from procreward.errors import DatasetError
-from procreward.relabel._hdf5 import as_json, done_after, opened, replace_array
+from procreward.relabel._hdf5 import as_json, done_after, opened, replace_array, same_values
 from procreward.relabel._hdf5_times import clear_times
 from procreward.relabel.episodes import EpisodeLabels, Source
 
@@ -158,7 +158,7 @@ def _extent(member: Any) -> tuple[Any, ...]:
 
 
 def _equal(before: Any, after: Any) -> bool:
-    return after is not None and np.array_equal(before[()], after[()])
+    return after is not None and same_values(before[()], after[()])
 
 
 def _keep(demo: Any, key: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from procreward.checks import check_names
+from procreward.checks import check_names, is_number
 from procreward.errors import DatasetError
 from procreward.relabel._hdf5 import instruction_in, last_value, opened, pictures
 from procreward.relabel._robomimic_render import StatePlayer, cameras_in
@@ -224,7 +224,7 @@ class RobomimicSource:
                     "robomimic's dataset_states_to_obs.py."
                 )
         known = cameras_in(_text(data[demos[0].name].attrs["model_file"]))
-        declared = described.get("env_kwargs", {}).get("camera_names", ())
+        declared = _env_kwargs(described).get("camera_names") or ()
         declared = (declared,) if isinstance(declared, str) else tuple(declared)
         return tuple(dict.fromkeys([*(camera for camera in declared if camera in known), *known]))
 
@@ -232,9 +232,9 @@ class RobomimicSource:
         self, group: Any, demo: _Demo, described: Mapping[str, Any], success: bool
     ) -> Episode:
         more = demo.has_next if demo.pictures else demo.states > demo.length
-        kwargs = described.get("env_kwargs", {})
+        kwargs = _env_kwargs(described)
         own = _json_attribute(group.attrs, "ep_meta", self.root)
-        rate = kwargs.get("control_freq")
+        rate: Any = kwargs.get("control_freq")
         return Episode(
             index=int(demo.name.removeprefix("demo_")),
             name=demo.name,
@@ -242,7 +242,7 @@ class RobomimicSource:
             frames=demo.length + more,
             instruction=next(filter(None, map(instruction_in, (own, described, kwargs))), ""),
             terminated=success,
-            fps=None if rate is None else float(rate),
+            fps=float(rate) if is_number(rate) and rate > 0 else None,
         )
 
     def _read_masks(self, file: Any, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -290,6 +290,11 @@ def _json_attribute(attributes: Any, name: str, path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _env_kwargs(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    kwargs = described.get("env_kwargs")
+    return kwargs if isinstance(kwargs, Mapping) else {}
+
+
 def _successful_ends(data: Any, names: Sequence[str]) -> dict[str, bool]:
     rewards, dones = {}, {}
     for name in names:
@@ -309,7 +314,7 @@ def _successful_ends(data: Any, names: Sequence[str]) -> dict[str, bool]:
 
 
 def _drawn_size(described: Mapping[str, Any]) -> tuple[int, int]:
-    kwargs = described.get("env_kwargs", {})
+    kwargs = _env_kwargs(described)
 
     def pixels(key: str) -> int:
         value = kwargs.get(key, _DRAWN_PIXELS)

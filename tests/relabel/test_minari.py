@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +316,19 @@ def test_infos_are_made_where_there_are_none(make: Make, tmp_path: Path, kind: s
             file.write_bytes(content.getvalue())
     found = arrays(rewrite(path, tmp_path / "staged") / NEW, kind, 0)
     assert found["rewards_env"] == [0.0, 0.0, 0.0, 0.0, 1.0]
+
+
+def test_numbers_that_are_nan_and_folders_that_are_read_only(make: Make, tmp_path: Path) -> None:
+    path = make()
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        file["episode_0/rewards"][1] = np.nan
+    for folder in (path, path / "data"):
+        folder.chmod(0o555)
+    staged = rewrite(path, tmp_path / "staged") / NEW
+    assert np.isnan(arrays(staged, "hdf5", 0)["rewards_env"]).tolist()[:3] == [False, False, True]
+    assert [stat.filemode(one.stat().st_mode) for one in (staged, staged / "data")] == [
+        "drwxr-xr-x"
+    ] * 2
 
 
 def test_ids() -> None:

@@ -143,6 +143,7 @@ def test_terminated(path: Path, rewards: Any, dones: Any, terminated: list[bool]
         ({"lang": "close it"}, {"lang": ""}, "close it"),
         ({"env_kwargs": {"instruction": "close it"}}, None, "close it"),
         ({"env_name": "Lift"}, None, ""),
+        ({"env_kwargs": None}, None, ""),
         (None, {"lang": 3}, ""),
     ],
 )
@@ -236,6 +237,14 @@ def test_rewritten_twice_keeps_what_the_environment_gave(path: Path, tmp_path: P
         assert file["data/demo_0/rewards"][()].tolist() == [9.0] * 4
         assert file["data/demo_0/rewards_env"][()].tolist() == [0.0, 0.0, 0.0, 1.0]
         assert file["data/demo_1/dones_env"][()].tolist() == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_numbers_that_are_nan_stay(path: Path, tmp_path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["data/demo_0/rewards"][1] = np.nan
+        file["data/demo_0/states"][0] = np.nan
+    with h5py.File(rewrite(path, tmp_path / "staged"), "r") as file:
+        assert np.isnan(file["data/demo_0/rewards_env"][()]).tolist() == [False, True, False, False]
 
 
 def test_demos_without_labels_are_left_out(path: Path, tmp_path: Path) -> None:
