@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from procreward.errors import DatasetError
 from procreward.relabel.cache import portable
 from procreward.relabel.config import RelabelConfig
 from procreward.relabel.deriving import derive
@@ -251,6 +252,12 @@ def _publish(plan: RelabelPlan, staging: Path) -> RelabelReport:
     (staging / SOURCE).write_bytes(os.fsencode(plan.source.root.absolute()) + b"\n")
     names = [SIDECAR, EPISODES, RECORDS, SOURCE]
     if plan.writer is not None:
+        if not report.episodes:
+            name, reason = next(iter(report.skipped.items()))
+            raise DatasetError(
+                "`rewrite` must have an episode that can be read, got none of "
+                f"{len(report.skipped)}; {name!r}: {reason} Without it, {RELABEL_JSON} lists all."
+            )
         staged = staging / DATASET
         staged.mkdir()
         plan.writer.write(plan.source, _labels(plan), staged, provenance)

@@ -68,6 +68,9 @@ def test_a_missing_video_is_said_before_anything_is_done(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     report = relabel(given.replace(on_error="skip"), lambda text: None)
     assert (report.episodes, list(report.skipped)) == (2, ["episode_000002"])
+    given = given.replace(on_error="skip", rewrite=True, episodes="2", overwrite=True)
+    with pytest.raises(DatasetError, match=r"got none of 1; 'episode_000002': The video .*missing"):
+        relabel(given, lambda text: None)
 
 
 def test_the_dataset_is_not_in_the_folder_that_is_written(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ class LeRobotSource:
         self.format = f"lerobot-{self.info.version}"
         self.layout = read_layout(self.info)
         pictures = (*self.info.videos, *self.info.images)
+        if not pictures:
+            rule = "features with pictures, of the dtype 'video' or 'image'"
+            raise self.info.wrong("features", rule, list(self.info.features))
         views = (key for key in self.info.features if key in pictures)
         # The first one is what models are shown unless somebody chooses.
         self.views = tuple(sorted(views, key=lambda key: not self.info.is_colour(key)))

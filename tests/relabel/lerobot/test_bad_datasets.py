@@ -96,6 +96,10 @@ V21: dict[str, tuple[Callable[[Path], None], str]] = {
     "new version": (_edit_info(codebase_version="v4.0"), "got 'v4.0'; convert it with LeRobot's"),
     "no rate": (_edit_info(fps=0), "`fps` of .* must be a number above 0, got 0"),
     "no features": (_edit_info(features={}), "`features` of .* must be an object"),
+    "no pictures": (
+        _declare(**{VIEW: None, HAND: None}),
+        "must be features with pictures, of the dtype 'video' or 'image', got ",
+    ),
     "no numbers": (_declare(index=None), "features of every dataset, 'index' too"),
     "a slash": (_declare(**{"a/b": SCALAR}), "names without '/', got 'a/b'"),
     "wrong path": (_edit_info(data_path="data/{number}"), "`data_path` of .* must be a path"),
