@@ -58,7 +58,8 @@ def read_instructions(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        # With the mark that editors on Windows begin files with, or without.
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{str(path)!r} must be JSON: {error}.") from error
     if not isinstance(values, dict) or not all(isinstance(text, str) for text in values.values()):

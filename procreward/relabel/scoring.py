@@ -12,6 +12,7 @@ those of the next call before this one is made, so that a model may look at thei
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import time
@@ -48,6 +49,9 @@ CALL_BYTES = 512 * 1024 * 1024
 """Pictures in the queries of one call: where windows are long, fewer queries are put together."""
 
 _BLANK: Mapping[str, Frame] = {"blank": np.ones((1, 1, 3), np.uint8)}
+
+# A full disk or too many open files are no fault of an episode.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 _Batch = list[tuple[Asking, list[DueQuery]]]
 _Result = TypeVar("_Result")
@@ -229,7 +233,7 @@ class OpenGroup:
             yield
         except (DatasetError, FrameError, OSError) as error:
             named = _named(episode, error)
-            if not self._job.skip_broken:
+            if not self._job.skip_broken or getattr(error, "errno", None) in _OF_THE_MACHINE:
                 raise named from error
             if asking.job.index not in self._found:
                 logger.warning("%s", named)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,6 +176,19 @@ def test_how_far_a_damaged_episode_can_be_read_changes_no_call(frame: int) -> No
     assert found.episodes[::2] == expected.episodes
     assert scorer.batches[-len(alone.batches) :] == alone.batches
     assert found.asked == sum(scorer.batches)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_a_full_disk_is_no_fault_of_an_episode(number: int) -> None:
+    source = InMemory(ramp(5))
+
+    def frames(episode: Episode, views: Sequence[str]) -> Iterator[Mapping[str, Frame]]:
+        raise OSError(number, os.strerror(number))
+        yield {}
+
+    source.frames = frames  # type: ignore[method-assign]  # of a machine in need
+    with pytest.raises(DatasetError, match=rf"Episode 'episode_0': \[Errno {number}\]"):
+        score_group(job(source, Grey(), skip_broken=True), source)
 
 
 def test_damaged_episodes_are_found_together() -> None:

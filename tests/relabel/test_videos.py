@@ -156,6 +156,12 @@ def test_defects_of_folders(tmp_path: Path) -> None:
             kind(tmp_path / "empty")
 
 
+def test_instructions_as_editors_on_windows_write_them(tmp_path: Path) -> None:
+    write_frames(tmp_path / "a", ramp(2))
+    (tmp_path / "instructions.json").write_text('{"a": "öffne es"}', encoding="utf-8-sig")
+    assert FrameFolderSource(tmp_path).episodes[0].instruction == "öffne es"
+
+
 def test_defects_of_instructions(tmp_path: Path) -> None:
     write_frames(tmp_path / "a", ramp(2))
     write_instructions(tmp_path, b="lift")
