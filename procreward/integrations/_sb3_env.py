@@ -188,6 +188,8 @@ class VecProgressReward(BatchRewarded, VecEnvWrapper):
             ModelError: If a scorer cannot be loaded.
             WorkerError: If a worker process died.
         """
+        # Training that an exception has ended takes nothing back, and this begins other training.
+        self._attached = False
         with self._envs.workers.watched():
             obs = self.venv.reset()
             self._batch.release(self._batch.streams)
@@ -201,7 +203,10 @@ class VecProgressReward(BatchRewarded, VecEnvWrapper):
         return obs
 
     def attach(self) -> None:
-        """Allow stepping with ``latency="deferred"``: the caller sees to :meth:`collect`."""
+        """Allow stepping with ``latency="deferred"``: the caller sees to :meth:`collect`.
+
+        Until :meth:`detach` or the next :meth:`reset`.
+        """
         self._attached = True
 
     def detach(self) -> None:

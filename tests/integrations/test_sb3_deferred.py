@@ -61,10 +61,10 @@ def actions(venv: VecEnv) -> Any:
 
 def run(venv: VecProgressReward, num_steps: int) -> tuple[list[Any], list[Any]]:
     """Everything that a reset and some steps return, and all late rewards; closes it."""
-    venv.attach()
     try:
         venv.seed(3)
         steps: list[Any] = [venv.reset()]
+        venv.attach()
         late = []
         for _ in range(num_steps):
             steps.append(venv.step(actions(venv)))
@@ -383,6 +383,21 @@ def test_without_the_callback_stepping_is_refused() -> None:
     venv = toy("deferred")
     with pytest.raises(ConfigError, match=r"callback=DeferredRewards\(\)"):
         ppo(venv).learn(20)
+    venv.close()
+
+
+class Interrupting(BaseCallback):
+    def _on_step(self) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_nor_is_it_allowed_after_training_with_the_callback_was_interrupted() -> None:
+    venv = toy("deferred")
+    model = ppo(venv)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(20, callback=[DeferredRewards(), Interrupting()])
+    with pytest.raises(ConfigError, match=r"callback=DeferredRewards\(\)"):
+        model.learn(20)
     venv.close()
 
 
