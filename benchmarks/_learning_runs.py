@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,27 +40,15 @@ DENSE_FACTOR: Final = 0.1
 EVAL_EPISODES: Final = 20
 EVAL_SEED: Final = 10_000
 
-LEARNERS: Final[dict[str, dict[str, Any]]] = {
-    "ppo": {
-        "n_steps": 256,
-        "batch_size": 256,
-        "n_epochs": 10,
-        "learning_rate": 3e-4,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.0,
-    },
-    "sac": {
-        "learning_starts": 1000,
-        "batch_size": 256,
-        "learning_rate": 3e-4,
-        "train_freq": 1,
-        "gradient_steps": -1,
-        "policy_kwargs": {"net_arch": [128, 128]},
-    },
+PPO: Final[dict[str, Any]] = {
+    "n_steps": 256,
+    "batch_size": 256,
+    "n_epochs": 10,
+    "learning_rate": 3e-4,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.0,
 }
-"""Settings of the learners, fixed before the first run and the same for every reward."""
-
-NUM_ENVS: Final = {"ppo": 4, "sac": 1}
+"""Settings of the learner, fixed before the first run and the same for every reward and task."""
 
 NANO: Final[dict[str, dict[str, Any]]] = {
     "nano-delta": {"shaping": "delta", "scale": SCALE},
@@ -85,7 +73,8 @@ class Task:
         steps: Environment steps of a run, all sub-environments together.
         eval_every: Steps between evaluations.
         every_k_steps: Steps between queries.
-        algorithm: ``"ppo"`` or ``"sac"``.
+        num_envs: Sub-environments.
+        env_kwargs: Further arguments of ``gym.make``.
     """
 
     env_id: str
@@ -93,7 +82,8 @@ class Task:
     steps: int
     eval_every: int
     every_k_steps: int
-    algorithm: str = "ppo"
+    num_envs: int = 4
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 TASKS: Final[dict[str, Task]] = {
@@ -121,10 +111,11 @@ TASKS: Final[dict[str, Task]] = {
     "lift": Task(
         env_id="procreward/Lift-v0",
         horizon=100,
-        steps=30_000,
-        eval_every=5_000,
-        every_k_steps=8,
-        algorithm="sac",
+        steps=100_000,
+        eval_every=20_000,
+        every_k_steps=4,
+        num_envs=8,
+        env_kwargs={"rotate": False},
     ),
     "toy": Task(env_id="procreward/Toy-v0", horizon=25, steps=512, eval_every=256, every_k_steps=4),
 }
@@ -239,7 +230,7 @@ def make_env(task: Task, *, reward: str | None = None, frames: bool = False) -> 
         reward: The environment's own reward, where it has several.
         frames: Whether frames will be drawn.
     """
-    kwargs: dict[str, Any] = {} if reward is None else {"reward": reward}
+    kwargs = dict(task.env_kwargs) | ({} if reward is None else {"reward": reward})
     mode = "rgb_array" if frames else None
     env = gym.make(task.env_id, max_episode_steps=task.horizon, render_mode=mode, **kwargs)
     return TruthInInfo(env)
@@ -290,12 +281,11 @@ class Learner:
 
 def make_learner(run: Run, venv: VecEnv) -> BaseAlgorithm:
     """Make the learner; its settings are the same for every reward."""
-    algorithm = TASKS[run.task].algorithm
     settings = Learner(
-        algorithm=algorithm,
+        algorithm="ppo",
         # Sub-environments are seeded counting up from the learner's seed; no two runs share any.
         seed=100 * run.seed,
-        learner=LEARNERS[algorithm],
+        learner=PPO,
         reward=RewardConfig(gamma=GAMMA),
     )
     return build_learner(settings, venv)
@@ -377,7 +367,7 @@ def perform(run: Run, raw: Path | None = None) -> dict[str, Any]:
     task = TASKS[run.task]
     steps = run.steps or task.steps
     began, cpu = time.perf_counter(), time.process_time()
-    venv = VecNormalize(make_venv(run, NUM_ENVS[task.algorithm]), norm_reward=False)
+    venv = VecNormalize(make_venv(run, task.num_envs), norm_reward=False)
     model = make_learner(run, venv)
     watch = Watch(task, venv, steps)
     model.learn(steps, callback=callbacks(run, watch))

@@ -1,7 +1,8 @@
 """robosuite tasks as Gymnasium environments: seeded, truncated at the horizon, frames on demand.
 
 The Panda is driven by robosuite's OSC_POSE deltas: an action is ``(7,) float32`` in [-1, 1], three
-translations (1 is 5 cm), three rotations (1 is 0.5 rad) and the gripper (-1 opens, 1 closes).
+translations (1 is 5 cm), three rotations (1 is 0.5 rad) and the gripper (-1 opens, 1 closes). With
+``rotate=False`` the three rotations are zero and left out: ``(4,)``, which is easier to learn.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _OBS_LIMIT = 100.0
 # The model (in Lift: the cube's size) is drawn at construction. A constant makes it the same in
 # every environment, so that a reset seed alone decides the episode.
 _MODEL_SEED = 0
+_ROTATIONS = slice(3, 6)  # of robosuite's action
 
 
 class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
@@ -53,6 +55,8 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         height: Rows of :meth:`render`'s frame.
         cheap_render: Switch off multisampling, shadows and reflections.
         control_freq: Actions per simulated second.
+        rotate: Whether the action holds the hand's three rotations; without them the hand keeps its
+            orientation and the action is ``(4,)``.
         instruction: The task in words; None takes the task's own sentence.
         terminate_on_success: End the episode in a successful state.
         render_mode: Only "rgb_array".
@@ -78,6 +82,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         height: int = 128,
         cheap_render: bool = True,
         control_freq: int = 20,
+        rotate: bool = True,
         instruction: str | None = None,
         terminate_on_success: bool = False,
         render_mode: str | None = "rgb_array",
@@ -90,6 +95,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             height=height,
             cheap_render=cheap_render,
             control_freq=control_freq,
+            rotate=rotate,
             instruction=instruction,
             terminate_on_success=terminate_on_success,
             render_mode=render_mode,
@@ -109,6 +115,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         self.stage_names = self.task.stage_names
         self._size = (width, height)
         self._terminate_on_success = terminate_on_success
+        self._rotate = rotate
         self._sim_env = load_robosuite().make(
             self.task.name,
             robots="Panda",
@@ -130,8 +137,11 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         check_camera(self.default_views[0], self.camera_names)
         size = self._flatten(self._sim_env._get_observations(force_update=True)).shape
         self.observation_space = gym.spaces.Box(-_OBS_LIMIT, _OBS_LIMIT, size, np.float64)
-        low, high = self._sim_env.action_spec
+        low, high = (self._without_rotations(bound) for bound in self._sim_env.action_spec)
         self.action_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+    def _without_rotations(self, action: Observation) -> Observation:
+        return action if self._rotate else np.delete(action, _ROTATIONS)
 
     @staticmethod
     def _flatten(observation: dict[str, Any]) -> Observation:
@@ -165,7 +175,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         """Apply one action for ``1 / control_freq`` simulated seconds.
 
         Args:
-            action: ``(7,)`` in [-1, 1]; values outside are clipped.
+            action: ``(7,)``, or ``(4,)`` without rotations, in [-1, 1]; values outside are clipped.
 
         Returns:
             Observation, reward (1.0 when successful, else 0.0), terminated, truncated (always
@@ -180,6 +190,8 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
                 f"`action` must be {self.action_space.shape} finite numbers in [-1, 1], got "
                 f"{action!r}; sample `action_space` for an example."
             )
+        if not self._rotate:
+            command = np.insert(command, _ROTATIONS.start, np.zeros(3))
         raw, _, _, _ = self._sim_env.step(np.clip(command, -1.0, 1.0))
         success = bool(self._sim_env._check_success())
         terminated = success and self._terminate_on_success

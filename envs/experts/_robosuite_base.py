@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from procreward.envs.robosuite_progress import Reading
+from procreward.errors import ConfigError
 
 __all__ = ["CLOSE", "OPEN", "Motion", "RobosuiteExpert", "up"]
 
@@ -70,7 +71,11 @@ class RobosuiteExpert:
         self._script = self._scripts()[self._kind]()
 
     def act(self, env: Any) -> npt.NDArray[np.float32]:
-        """Return the next action, ``(7,) float32`` in [-1, 1]."""
+        """Return the next action, ``(7,) float32`` in [-1, 1]; ``(4,)`` without rotations.
+
+        Raises:
+            ConfigError: If the script turns the hand in an environment that cannot.
+        """
         self._now = env.unwrapped.reading()
         way, grip = next(self._script, (np.zeros(3), 0.0))
         rotation = np.zeros(3)
@@ -86,7 +91,16 @@ class RobosuiteExpert:
         if size > self._cap:
             move *= self._cap / size
         move = move + self._rng.normal(0.0, 1.0, 3) * self._noise
-        return np.clip(np.concatenate([move, rotation, [grip]]), -1.0, 1.0).astype(np.float32)
+        turn = rotation if env.action_space.shape == (7,) else self._no_turn(rotation)
+        return np.clip(np.concatenate([move, turn, [grip]]), -1.0, 1.0).astype(np.float32)
+
+    def _no_turn(self, rotation: Vector) -> Vector:
+        if rotation.any():
+            raise ConfigError(
+                f"The script {self._kind!r} turns the hand, and the environment was made with "
+                "`rotate=False`; make it with `rotate=True`."
+            )
+        return rotation[:0]
 
     @property
     def now(self) -> Reading:

@@ -290,6 +290,20 @@ def test_bad_camera_and_actions(lift):
             lift.step(action)
 
 
+def test_without_rotations_the_hand_goes_where_it_would_go_with_them_at_zero():
+    env, whole = RobosuiteEnv("Lift", rotate=False), RobosuiteEnv("Lift")
+    assert env.action_space == gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    for one in (env, whole):
+        one.reset(seed=5)
+    for move in np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(np.float32):
+        turned = np.array([*move[:3], 0.0, 0.0, 0.0, move[3]], np.float32)
+        assert np.array_equal(env.step(move)[0], whole.step(turned)[0])
+    with pytest.raises(ConfigError, match=r"`action` must be \(4,\) finite"):
+        env.step(np.zeros(7))
+    env.close()
+    whole.close()
+
+
 def fake_version(folder, name, version):
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from procreward.envs.experts import KINDS, make_expert
-from procreward.errors import UnknownNameError
+from procreward.errors import ConfigError, UnknownNameError
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
@@ -51,6 +51,23 @@ def test_the_expert_does_the_task(envs, name, seed):
     assert success[-1]
     assert progress[-1] > 0.95
     assert states[-1]["stage"] == len(envs(name).unwrapped.stage_names)
+
+
+def test_the_expert_lifts_without_turning_the_hand(envs):
+    env = gym.make("procreward/Lift-v0", rotate=False)
+    progress, success, _, actions = play(env, "Lift", "expert", 0)
+    assert actions.shape[1] == 4
+    assert success[-1]
+    # No script for Lift turns the hand, so nothing is missing.
+    assert np.array_equal(progress, play(envs("Lift"), "Lift", "expert", 0)[0])
+    env.close()
+
+
+def test_a_script_that_turns_the_hand_says_so_where_it_cannot():
+    env = gym.make("procreward/Door-v0", rotate=False)
+    with pytest.raises(ConfigError, match=r"turns the hand.*`rotate=True`"):
+        play(env, "Door", "expert", 0)
+    env.close()
 
 
 @pytest.mark.parametrize("name", ["Lift", "Stack", "PickPlaceCan", "Door"])
