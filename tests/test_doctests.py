@@ -1,4 +1,4 @@
-"""Every example in a docstring and in the README runs and gives what it says."""
+"""Every example in a docstring, in the README and in docs/ runs and gives what it says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import procreward
 import procreward.envs
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def modules_with_examples() -> list[str]:
@@ -45,8 +46,26 @@ def test_docstring_examples(name: str) -> None:
     assert result.failed == 0
 
 
+def examples_in_pages() -> dict[str, str]:
+    """Page and number to code; blocks marked ``py`` need what is not installed here."""
+    return {
+        f"{page.relative_to(ROOT)}-{number}": code
+        for page in PAGES
+        for number, code in enumerate(
+            re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        )
+    }
+
+
+def test_examples_are_found_in_pages() -> None:
+    pages = {name.rsplit("-", 1)[0] for name in examples_in_pages()}
+    assert {"README.md", "docs/environments.md", "docs/checking.md", "docs/training.md"} <= pages
+
+
 @pytest.mark.sim
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
-def test_readme_examples(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# robosuite's GymWrapper gives Gymnasium float64 bounds for a float32 space.
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting to float32:UserWarning")
+@pytest.mark.parametrize("name", examples_in_pages())
+def test_examples_in_pages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(examples_in_pages()[name], name, "exec"), {"__name__": "page"})
