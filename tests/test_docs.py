@@ -47,7 +47,8 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_every_page_is_reached() -> None:
     texts = [text for page, text in PAGES.items() if page != "CONTRIBUTING.md"]
     linked = {Path(target).name for text in texts for target in re.findall(r"\]\(([\w/.-]+)", text)}
-    assert {Path(page).name for page in PAGES if page.startswith("docs/")} <= linked
+    pages = {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
+    assert pages <= linked
 
 
 def commands(program: str) -> list[str]:
