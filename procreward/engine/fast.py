@@ -41,6 +41,7 @@ from procreward.engine.answers.tree import LabelTree, TokenTree, label_tree
 from procreward.engine.language.decoder import make_decoder
 from procreward.engine.language.kv import KVCache
 from procreward.engine.loading import LoadedModel
+from procreward.engine.loading.devices import computing
 from procreward.engine.reading.batching import MicroBatcher, memory_guard
 from procreward.engine.reading.inputs import PromptReader
 from procreward.engine.reading.prefixes import PrefixStore, describe_content
@@ -269,7 +270,7 @@ class FastEngine:
     ) -> list[_Result]:
         if not prompts:
             return []
-        with self._lock, torch.inference_mode():
+        with self._lock, computing(self._loaded.device):
             chats = [self._reader.layout(prompt) for prompt in prompts]
             with memory_guard(self._loaded.device):
                 rows = self._rows(prompts, chats)

@@ -17,6 +17,7 @@ import torch
 from procreward.checks import check_choice, check_int
 from procreward.engine import Clip, EndTokens, Generation, LabelNLL, NumberReading, Prompt, Stop
 from procreward.engine.answers.answer import check_stop
+from procreward.engine.loading.devices import computing
 from procreward.engine.loading.generic import LoadedGeneric
 from procreward.engine.reading.batching import MicroBatcher, memory_guard
 from procreward.engine.reading.inputs import cut_at_stop
@@ -264,7 +265,7 @@ class GenericEngine:
             words = [self._decode(row) for row in ids[:, length:].tolist()]
             return torch.tensor([_holds(text, stop) for text in words], device=ids.device)
 
-        with torch.inference_mode():
+        with computing(self._loaded.device):
             output = self._loaded.model.generate(
                 **inputs,
                 generation_config=settings,
@@ -292,7 +293,7 @@ class GenericEngine:
     def _nll(self, inputs: Any, count: int) -> float:
         """Score the last tokens of a text."""
         keep = {"logits_to_keep": count + 1} if self._slices_logits else {}
-        with torch.inference_mode(), memory_guard(self._loaded.device):
+        with computing(self._loaded.device), memory_guard(self._loaded.device):
             logits = self._loaded.model(**inputs, **keep).logits[0, -count - 1 : -1]
             target = inputs["input_ids"][0, -count:]
             loss = torch.nn.functional.cross_entropy(logits.double(), target, reduction="sum")

@@ -21,6 +21,7 @@ from procreward.engine.answers.answer import check_stop
 from procreward.engine.answers.numbers import Moments, NumberReader
 from procreward.engine.answers.tree import TokenTree
 from procreward.engine.loading import LoadedModel
+from procreward.engine.loading.devices import computing
 from procreward.engine.reading.batching import MicroBatcher, memory_guard
 from procreward.engine.reading.inputs import PreparedPrompt, PromptReader, cut_at_stop, pad_left
 from procreward.engine.reading.prompt import Chat, VideoLayout
@@ -166,7 +167,7 @@ class ReferenceEngine:
             eos_token_id=list(self._loaded.end_ids),
             pad_token_id=self._loaded.end_ids[-1],
         )
-        with torch.inference_mode(), memory_guard(self._loaded.device):
+        with computing(self._loaded.device), memory_guard(self._loaded.device):
             output = self._loaded.model.generate(
                 **inputs,
                 generation_config=settings,
@@ -190,7 +191,7 @@ class ReferenceEngine:
 
     def _nll(self, prepared: PreparedPrompt, label: tuple[int, ...]) -> float:
         inputs = self._inputs([prepared.chat.with_text(label)], [prepared])
-        with torch.inference_mode(), memory_guard(self._loaded.device):
+        with computing(self._loaded.device), memory_guard(self._loaded.device):
             logits = self._loaded.model(**inputs, logits_to_keep=len(label) + 1).logits
             loss = torch.nn.functional.cross_entropy(
                 logits[0, :-1].float(), inputs["input_ids"][0, -len(label) :], reduction="sum"
@@ -218,7 +219,7 @@ class ReferenceEngine:
 
         def read(chats: list[Chat]) -> list[npt.NDArray[np.float64]]:
             inputs = self._inputs(chats, [prepared] * len(chats))
-            with torch.inference_mode():
+            with computing(self._loaded.device):
                 logits = self._loaded.model(**inputs, logits_to_keep=1).logits[:, -1]
                 probs = logits.double().softmax(dim=-1)[:, reader.columns.tolist()]
             return list(probs.cpu().numpy())

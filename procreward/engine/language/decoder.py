@@ -34,6 +34,7 @@ __all__ = [
     "VisualTokens",
     "make_decoder",
     "masked_columns",
+    "shares_keys",
 ]
 
 VisualTokens: TypeAlias = tuple[torch.Tensor, list[torch.Tensor]]
@@ -74,6 +75,7 @@ class Decoder(ABC):
         self.device: torch.device = loaded.device
         self.dtype: torch.dtype = loaded.dtype
         self._head_dim: int = attention.head_dim
+        self._shares_keys = self._head_dim <= _WIDEST_GQA and shares_keys(loaded.device, self.dtype)
         self._kv_heads: int = config.num_key_value_heads
         self._groups: int = config.num_attention_heads // config.num_key_value_heads
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
@@ -260,7 +262,7 @@ class Decoder(ABC):
         if part.packed:
             query = query.reshape(size, self._kv_heads, self._groups * tokens, width)
         elif self._groups > 1:
-            shared = part.bias is None and self._head_dim <= _WIDEST_GQA
+            shared = part.bias is None and self._shares_keys
             if not shared:
                 key, value = self._repeat(key), self._repeat(value)
         result = functional.scaled_dot_product_attention(
@@ -352,6 +354,22 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     half = states.shape[-1] // 2
     turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
     return (states * cos) + (turned * sin)
+
+
+def shares_keys(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's fused attention takes keys that several query heads share.
+
+    On CUDA flash attention alone does, in half precision and from compute capability 8 on. Without
+    it such a call holds the scores of all pairs of tokens in memory at once.
+
+    Args:
+        device: Where it runs.
+        dtype: Precision of queries and keys.
+    """
+    if device.type != "cuda":
+        return True
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and (bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def make_decoder(loaded: LoadedModel, *, exact: bool) -> Decoder:

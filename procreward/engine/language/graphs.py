@@ -28,6 +28,20 @@ _COLUMNS = 256
 _WARM_UPS = 2
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CapturePlace:
+    """Where the graphs of one device are captured.
+
+    Attributes:
+        pool: Memory pool that they share.
+        stream: What they are captured on, a stream of that device: torch's own choice is one stream
+            for the whole process, and of another device's work it captures nothing.
+    """
+
+    pool: Any
+    stream: Any
+
+
 class ShortForward:
     """A chunk of fixed size on one cache, captured on first use where there is CUDA.
 
@@ -35,19 +49,21 @@ class ShortForward:
         decoder: Runs the chunk.
         cache: The cache, whose memory must stay where it is.
         tokens: Size of the chunk.
-        pool: Memory pool that graphs share, or None without CUDA.
+        place: Where it is captured, or None without CUDA.
 
     Raises:
         RuntimeError: From the first :meth:`run`, if the chunk cannot be captured.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, tokens: int, pool: Any) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, tokens: int, place: CapturePlace | None
+    ) -> None:
         batch, device = cache.batch, cache.valid.device
         self._decoder = decoder
         # Not the caller's object, so that it can be told when the caller is done with it.
         self._cache = KVCache(keys=cache.keys, values=cache.values, valid=cache.valid)
         self._tokens = tokens
-        self._pool = pool
+        self._place = place
         shape = (batch, tokens, decoder.hidden_size)
         self._embeds = torch.zeros(shape, dtype=decoder.dtype, device=device)
         self._positions = torch.zeros(3, batch, tokens, dtype=torch.int64, device=device)
@@ -110,9 +126,10 @@ class ShortForward:
 
     def _capture(self) -> Any:
         cuda: Any = torch.cuda  # parts of it carry no types
-        device = self._embeds.device
+        device, place = self._embeds.device, self._place
+        assert place is not None  # there is CUDA
         # A first run sets up libraries in ways that a graph must not contain.
-        aside = cuda.Stream(device)
+        aside = place.stream
         aside.wait_stream(cuda.current_stream(device))
         with cuda.device(device), cuda.stream(aside):
             for _ in range(_WARM_UPS):
@@ -121,7 +138,7 @@ class ShortForward:
         graph = cuda.CUDAGraph()
         # What other threads allocate meanwhile is no part of the graph and must not end it.
         mode = "thread_local"
-        capture = cuda.graph(graph, pool=self._pool, capture_error_mode=mode)
+        capture = cuda.graph(graph, pool=place.pool, stream=aside, capture_error_mode=mode)
         # A capture that fails leaves its own stream current: the outer context goes back.
         with cuda.device(device), cuda.stream(cuda.current_stream(device)), capture:
             self._hidden = self._step()
@@ -163,7 +180,7 @@ class GraphedDecoder(Decoder):
         self._eager = ModuleDecoder(loaded) if decoder is None else decoder
         self._limit = slots
         self._slots: list[_Slot] = []  # least recently handed out first
-        self._pool: Any = None
+        self._place: CapturePlace | None = None
         self._works = True
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -253,9 +270,10 @@ class GraphedDecoder(Decoder):
         if cache.used + size > cache.capacity or cache.valid is not slot.cache.valid:
             return None
         if size not in slot.chunks:
-            if self._pool is None and cache.valid.device.type == "cuda":
-                self._pool = torch.cuda.graph_pool_handle()
-            slot.chunks[size] = ShortForward(self._eager, slot.cache, size, self._pool)
+            if self._place is None and self.device.type == "cuda":
+                cuda: Any = torch.cuda  # parts of it carry no types
+                self._place = CapturePlace(cuda.graph_pool_handle(), cuda.Stream(self.device))
+            slot.chunks[size] = ShortForward(self._eager, slot.cache, size, self._place)
         return slot.chunks[size]
 
     def _try(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -15,7 +16,7 @@ from procreward.checks import check_choice, check_int
 from procreward.config import QUANTIZATIONS
 from procreward.errors import ConfigError, ModelError
 
-__all__ = ["Quantization", "Setup", "choose_setup", "memory_message", "move"]
+__all__ = ["Quantization", "Setup", "choose_setup", "computing", "memory_message", "move"]
 
 Quantization: TypeAlias = Literal["none", "nf4"]
 """How weights are held: as they are, or as 4-bit normal floats."""
@@ -108,7 +109,7 @@ def _choose_device(device: str, reasons: dict[str, str]) -> torch.device:
     if device == "auto":
         name = "cuda" if available else "cpu"
         reasons["device"] = f"{name} (auto: torch sees {'a' if available else 'no'} CUDA device)"
-        return torch.device(name)
+        return _numbered(torch.device(name))
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -121,7 +122,12 @@ def _choose_device(device: str, reasons: dict[str, str]) -> torch.device:
             f"{torch.cuda.device_count()} CUDA devices. Use 'cpu' or install a CUDA build of torch."
         )
     reasons["device"] = f"{device} (as asked)"
-    return chosen
+    return _numbered(chosen)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Say which CUDA device it is: a mere "cuda" is another one on another thread."""
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 
 def _choose_dtype(dtype: str, device: torch.device, reasons: dict[str, str]) -> torch.dtype:
@@ -129,12 +135,17 @@ def _choose_dtype(dtype: str, device: torch.device, reasons: dict[str, str]) -> 
     if dtype != "auto":
         reasons["dtype"] = f"{dtype} (as asked)"
         return _DTYPES[dtype]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and _has_bfloat16(device):
         reasons["dtype"] = "bfloat16 (auto: the CUDA device supports it)"
         return torch.bfloat16
     where = "the CPU" if device.type == "cpu" else "a CUDA device without bfloat16"
     reasons["dtype"] = f"float32 (auto: exact and fast enough on {where})"
     return torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself; torch says yes to older ones that do not."""
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _choose_attention(attention: str, reasons: dict[str, str]) -> str:
@@ -188,6 +199,20 @@ def _set_threads(threads: int | None, reasons: dict[str, str]) -> None:
     torch.set_num_threads(threads or 1)
     why = "as asked" if threads is not None else "auto: one per process; `threads` changes it"
     reasons["threads"] = f"{threads or 1} ({why})"
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Compute as the model was set up, whatever the caller's thread has switched on.
+
+    An environment may be stepped in the middle of a training loop: without gradients, and under
+    autocast in another precision than the reward's.
+
+    Args:
+        device: Where the model runs.
+    """
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def move(model: Any, device: torch.device) -> Any:

@@ -155,10 +155,7 @@ def _fingerprint(folder: Path) -> _Key:
 
 
 def _identity(setup: Setup) -> _Key:
-    device = setup.device
-    if str(device) == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device())
-    return (str(device), setup.dtype, setup.attention, setup.quantization)
+    return (str(setup.device), setup.dtype, setup.attention, setup.quantization)
 
 
 @contextmanager

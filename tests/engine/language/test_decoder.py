@@ -10,7 +10,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from procreward.engine.language.decoder import Decoder, ModuleDecoder, make_decoder, masked_columns
+from procreward.engine.language.decoder import (
+    Decoder,
+    ModuleDecoder,
+    make_decoder,
+    masked_columns,
+    shares_keys,
+)
 from procreward.engine.language.fused import FusedDecoder
 from procreward.engine.loading import LoadedModel
 from procreward.errors import ArchitectureError, ConfigError
@@ -344,6 +350,23 @@ def test_sliding_windows_are_refused() -> None:
 )
 def test_the_decoder_is_chosen_by_model(kind: str, exact: bool, expected: type[Decoder]) -> None:
     assert type(make_decoder(_model(kind), exact=exact)) is expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "shared"),
+    [
+        (torch.bfloat16, (9, 0), True),
+        (torch.float16, (8, 0), True),
+        (torch.float16, (7, 5), False),
+        (torch.float32, (9, 0), False),
+    ],
+)
+def test_keys_are_shared_where_a_fused_kernel_does_that(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: tuple[int, int], shared: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert shares_keys(torch.device("cuda:0"), dtype) is shared
+    assert shares_keys(torch.device("cpu"), dtype) is True
 
 
 @pytest.mark.gpu

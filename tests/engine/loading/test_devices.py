@@ -17,7 +17,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A torch that reports one CUDA device with bfloat16; nothing is run on it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
 
 
 def put_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +41,28 @@ def test_with_a_gpu_bfloat16_runs_there() -> None:
     setup = choose_setup()
     assert (setup.device.type, setup.dtype) == ("cuda", torch.bfloat16)
     assert "threads" not in setup.reasons
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_single_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    # As torch has it: a tensor can be made there, and that is all it takes.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    setup = choose_setup()
+    assert setup.dtype == torch.float32
+    assert "a CUDA device without bfloat16" in setup.reasons["dtype"]
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_the_gpu_is_the_same_one_on_every_thread(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_setup(device=device).device == torch.device("cuda:1")
 
 
 def test_four_bits_need_a_gpu() -> None:
@@ -80,7 +103,7 @@ def test_four_bits_where_both_are_there(monkeypatch: pytest.MonkeyPatch, asked: 
     assert setup.quantization == "nf4"
     assert setup.reasons["quantization"].startswith("nf4, computed in bfloat16")
     options = setup.weight_options()
-    assert options["device_map"] == {"": torch.device("cuda")}
+    assert options["device_map"] == {"": torch.device("cuda:0")}
     config = options["quantization_config"]
     assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
     assert config.bnb_4bit_use_double_quant is True
