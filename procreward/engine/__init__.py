@@ -20,10 +20,11 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from procreward.errors import ConfigError
+from procreward.errors import ConfigError, ModelError
 from procreward.types import Frames
 
 __all__ = [
+    "NOT_FINITE",
     "Clip",
     "EndTokens",
     "Engine",
@@ -37,6 +38,12 @@ __all__ = [
 
 EndTokens: TypeAlias = Literal["template", "eos", "none"]
 """What follows a label: all that the chat template puts there, the end token only, or nothing."""
+
+NOT_FINITE = (
+    "the model's logits are not finite. Use another `dtype`: float16 overflows where bfloat16 and "
+    "float32 do not."
+)
+"""How an error ends whose reason is that numbers overflowed inside the model."""
 
 FrameKey: TypeAlias = tuple[str, str, int]
 """Names one picture for good: its stream, its view and its step. Equal keys, equal pictures."""
@@ -134,10 +141,17 @@ class LabelNLL:
     Attributes:
         nll: ``(num_prompts, num_labels) float64``, summed over each label's tokens, in nats.
         tokens: Token ids of each label, end tokens included.
+
+    Raises:
+        ModelError: If a likelihood is not finite.
     """
 
     nll: npt.NDArray[np.float64]
     tokens: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.nll).all():
+            raise ModelError(f"Likelihoods must be finite, got {self.nll.tolist()}: {NOT_FINITE}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from procreward.engine import Clip, EndTokens, Prompt
 from procreward.engine.fast import FastEngine
-from procreward.engine.loading import LoadedModel
+from procreward.engine.loading import LoadedModel, load_model
 from procreward.engine.reading.inputs import cut_at_stop
 from procreward.engine.reference import ReferenceEngine
-from procreward.errors import ConfigError, InstructionError
+from procreward.errors import ConfigError, InstructionError, ModelError
 
 LABELS = ("complete", "not complete")
 
@@ -181,6 +187,62 @@ def test_long_answers_stay_those_of_transformers(loaded: LoadedModel) -> None:
     ours = FastEngine(free).generate(prompts, max_new_tokens=120)
     assert ours == ReferenceEngine(free).generate(prompts, max_new_tokens=120)
     assert max(len(answer.tokens) for answer in ours) == 120
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["strict", "fast", "reference"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+        default_dtype,
+    ],
+    ids=["autocast", "default device", "default dtype"],
+)
+def test_what_a_training_loop_has_set_does_not_reach_the_model(
+    loaded: LoadedModel, kind: str, setting: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    def engine() -> FastEngine | ReferenceEngine:
+        if kind == "reference":
+            return ReferenceEngine(loaded)
+        return FastEngine(loaded, exact=kind == "strict")
+
+    prompts, begun = [IMAGES, OTHERS[3]], [replace(OTHERS[2], assistant_prefix="<progress>")]
+    options: dict[str, Any] = {"lead": "<progress>", "max_new_tokens": 1}
+    nll = engine().label_nll(prompts, LABELS).nll
+    (number,) = engine().read_number(begun, **options)
+    words = [] if kind == "reference" else engine().generate(prompts, max_new_tokens=8)
+    with setting():
+        within = engine()
+        np.testing.assert_array_equal(within.label_nll(prompts, LABELS).nll, nll)
+        assert within.read_number(begun, **options) == [number]
+        # transformers' own `generate` makes tensors wherever the default is.
+        if kind != "reference":
+            assert within.generate(prompts, max_new_tokens=8) == words
+
+
+@pytest.mark.parametrize("kind", ["strict", "fast"])
+def test_half_precision_that_overflows_is_an_error_not_an_answer(
+    tiny_folder: Path, kind: str
+) -> None:
+    loaded = load_model(str(tiny_folder), dtype="float16", threads=1)
+    loaded = replace(loaded, model=copy.deepcopy(loaded.model))
+    loaded.model.lm_head.weight *= 1e5
+    engine = FastEngine(loaded, exact=kind == "strict")
+    fix = "logits are not finite. Use another `dtype`: float16 overflows"
+    with pytest.raises(ModelError, match=f"No word can be chosen: the model's {fix}"):
+        engine.generate([IMAGES], max_new_tokens=4)
+    with pytest.raises(ModelError, match=rf"Likelihoods must be finite, got \[\[nan, .*{fix}"):
+        engine.label_nll([IMAGES], LABELS)
 
 
 def test_cut_at_stop_takes_the_earliest() -> None:

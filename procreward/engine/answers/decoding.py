@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from procreward.engine import NOT_FINITE
 from procreward.engine.answers.answer import AnswerRow, AnswerText
 from procreward.engine.answers.drafts import Draft, accepted
 from procreward.engine.language.decoder import Decoder
 from procreward.engine.language.kv import KVCache
 from procreward.engine.reading.rows import Reading, ensure_room, mask_slots
+from procreward.errors import ModelError
 
 __all__ = ["Answering", "decode"]
 
@@ -114,7 +116,7 @@ class _Loop:
         starts = reading.next_positions
         base, hidden = reading.end, reading.hidden
         while True:
-            chosen = self._decoder.head(hidden).argmax(dim=-1).tolist()
+            chosen = self._choose(hidden)
             for one, own in zip(active, chosen, strict=True):
                 if not self._done(one):
                     answering.offered += len(one.guess)
@@ -130,6 +132,14 @@ class _Loop:
                 active, starts = [active[index] for index in running], starts[running]
             hidden = self._pass(answering, active, starts)
             base = answering.cache.used - hidden.shape[1] + 1
+
+    def _choose(self, hidden: torch.Tensor) -> list[list[int]]:
+        logits = self._decoder.head(hidden)
+        # Asked of what overflows only: the answer would be some token or other, again and again.
+        if logits.dtype == torch.float16 and not bool(logits.isfinite().all()):
+            raise ModelError(f"No word can be chosen: {NOT_FINITE}")
+        chosen: list[list[int]] = logits.argmax(dim=-1).tolist()
+        return chosen
 
     def _done(self, one: _Writing) -> bool:
         return one.row.finished or len(one.row.tokens) >= self._limit

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from procreward.checks import check, is_int, is_number
+from procreward.engine import NOT_FINITE
 from procreward.engine.answers.tree import TokenTree
 from procreward.errors import ConfigError, ModelError
 
@@ -309,6 +310,5 @@ def _check_probs(probs: Floats, nodes: int) -> None:
     if not (probs.min() >= 0.0 and probs.max() <= 1.0 + 1e-6):
         raise ModelError(
             "Probabilities must be in [0, 1], got values from "
-            f"{probs.min()} to {probs.max()}: the model's logits are not finite. Use another "
-            "`dtype`: float16 overflows where bfloat16 and float32 do not."
+            f"{probs.min()} to {probs.max()}: {NOT_FINITE}"
         )

@@ -102,9 +102,11 @@ class FusedDecoder(Decoder):
         with torch.inference_mode():
             self._layers = [self._fuse(layer) for layer in self._text.layers]
             self._norm: torch.Tensor = self._text.norm.weight * self.hidden_size**0.5
-            self._eps = torch.tensor((self.hidden_size * config.rms_norm_eps) ** 0.5)
-            self._head_eps = torch.tensor((self._head_dim * config.rms_norm_eps) ** 0.5)
-            self._rows, self._axes = torch.empty(0), torch.empty(0)
+            # The device is said everywhere: the caller's default may be another one.
+            eps, here = config.rms_norm_eps, self.device
+            self._eps = torch.tensor((self.hidden_size * eps) ** 0.5, device=here)
+            self._head_eps = torch.tensor((self._head_dim * eps) ** 0.5, device=here)
+            self._rows = self._axes = torch.empty(0, device=here)
             small = self._lm_head.weight.shape[0] <= _SMALL_VOCABULARY
             self._words = self._lm_head.weight.t().contiguous() if small else None
 
@@ -114,7 +116,7 @@ class FusedDecoder(Decoder):
         between = layer.post_attention_layernorm.weight * self.hidden_size**0.5
         # Feature i of a head comes beside feature i + half: the two that a rotation mixes.
         half = self._head_dim // 2
-        order = torch.arange(self._head_dim).view(2, half).t().flatten()
+        order = torch.arange(self._head_dim, device=self.device).view(2, half).t().flatten()
         mixed = [
             projection.weight.unflatten(0, (-1, self._head_dim))[:, order].flatten(0, 1)
             for projection in (attention.q_proj, attention.k_proj)
@@ -145,11 +147,12 @@ class FusedDecoder(Decoder):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Make an empty cache; see :meth:`Decoder.new_cache`."""
         layers = len(self._layers)
-        both = torch.zeros(2, layers, batch, self._kv_heads, capacity, self._head_dim)
+        shape = (2, layers, batch, self._kv_heads, capacity, self._head_dim)
+        both = torch.zeros(shape, dtype=self.dtype, device=self.device)
         return KVCache(
             keys=list(both[0].unbind()),
             values=list(both[1].unbind()),
-            valid=torch.zeros(batch, capacity, dtype=torch.bool),
+            valid=torch.zeros(batch, capacity, dtype=torch.bool, device=self.device),
         )
 
     def forward(
@@ -298,7 +301,7 @@ class FusedDecoder(Decoder):
         if furthest >= known:
             known = max(1024, 1 << furthest.bit_length())
             self._rows = self._table(known)
-            self._axes = torch.arange(0, 3 * known, known)[:, None, None]
+            self._axes = torch.arange(0, 3 * known, known, device=self.device)[:, None, None]
         # Every frequency belongs to one axis and is 0 in the rows of the others.
         rows = (positions + self._axes).view(3, -1).t().contiguous()
         factors = functional.embedding_bag(rows, self._rows, mode="sum")
@@ -309,7 +312,9 @@ class FusedDecoder(Decoder):
         half = self._head_dim // 2
         like = self._norm
         steps = torch.arange(count, device=like.device).expand(3, 1, -1)
-        probe = torch.eye(3, dtype=torch.int64)[:, :, None]  # one axis at a time moves
+        probe = torch.eye(3, dtype=torch.int64, device=like.device)[
+            :, :, None
+        ]  # one axis at a time moves
         axis = self._rotary(like, probe)[1][:, 0, :half].abs() > 0
         cos, sin = (factor[0, :, :half] for factor in self._rotary(like, steps))
         table = torch.stack((cos, sin), dim=-1) * axis[:, None, :, None]

@@ -134,7 +134,8 @@ def _with_adapter(model: Any, folder: Path, verb: str, finish: Callable[[Any], A
             warnings.filterwarnings(
                 "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
             )
-            return finish(PeftModel.from_pretrained(model, folder))
+            # By way of the CPU: peft would read it onto the first GPU, whichever the model is on.
+            return finish(PeftModel.from_pretrained(model, folder, torch_device="cpu"))
     except Exception as error:  # peft raises many types for a broken adapter
         raise ModelError(
             f"The adapter in {folder} could not be {verb}: {type(error).__name__}: {error}"

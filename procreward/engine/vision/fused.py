@@ -174,8 +174,10 @@ class FusedTower:
     def _fuse(self, block: Any, merger: Any) -> _Layer:
         attention, mlp = block.attn, block.mlp
         # Feature i of a head comes beside feature i + half: the two that a rotation mixes.
-        order = torch.arange(self._wide).view(2, -1).t().flatten()
-        rows = torch.arange(3 * self._hidden)
+        # The device is said: the caller's default may be another one.
+        cpu = attention.qkv.weight.device
+        order = torch.arange(self._wide, device=cpu).view(2, -1).t().flatten()
+        rows = torch.arange(3 * self._hidden, device=cpu)
         turned = rows[: 2 * self._hidden].view(-1, self._wide)[:, order].flatten()
         rows = torch.cat((turned, rows[2 * self._hidden :]))
         return _Layer(

@@ -71,7 +71,7 @@ class Patches:
     @property
     def grid_thw(self) -> torch.Tensor:
         """The grids as transformers wants them, ``(count, 3) int64``."""
-        return torch.tensor([self.grid] * self.count, dtype=torch.int64)
+        return torch.tensor([self.grid] * self.count, dtype=torch.int64, device="cpu")
 
 
 def preprocess_images(
@@ -224,7 +224,10 @@ def _scaled(
 ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
     """Mean and deviation for pixels in [0, 255]; one number each where channels do not differ."""
     # They are scaled instead of the pixels, as the GPU backend does.
-    scaled = [torch.tensor(values, dtype=torch.float32).mul_(_RESCALE) for values in (mean, std)]
+    scaled = [
+        torch.tensor(values, dtype=torch.float32, device="cpu").mul_(_RESCALE)
+        for values in (mean, std)
+    ]
     # Only the CPU divides by a number; CUDA multiplies by its inverse, which rounds otherwise.
     if device.type == "cpu" and len(set(mean)) == len(set(std)) == 1:
         return float(scaled[0][0]), float(scaled[1][0])

@@ -85,6 +85,18 @@ def test_an_adapter_of_another_family_or_size_is_refused(
         load_model(str(folder), adapter=str(tiny_adapter), merge_adapter=merge)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_adapter_is_not_read_onto_whichever_gpu_is_first(
+    merge: bool, tiny_folder: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This torch has no CUDA, so reading anything there fails.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loaded = load_model(
+        str(tiny_folder), device="cpu", adapter=str(tiny_adapter), merge_adapter=merge, threads=1
+    )
+    assert (loaded.device, loaded.merged) == (torch.device("cpu"), merge)
+
+
 def test_an_adapter_of_dense_layers_does_not_fit_experts(tmp_path: Path, tiny_folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
