@@ -34,6 +34,7 @@ CPU_TOKENS = 16384
 LONG_TOKENS = 1024
 """Prompts from this length on are not padded on the CPU."""
 
+_FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _SHARE = 0.8
 _GROWTH = 4
 
@@ -78,8 +79,7 @@ class TokenBudget:
 
         Args:
             tokens: Its tokens, padding included.
-            peak: Bytes it took at most. An older, higher peak may stand in for its own: larger
-                batches then correct it.
+            peak: Bytes it took at most.
         """
         bound = max(peak, 1) / max(tokens, 1)
         if tokens >= self._proved or self._bytes_per_token is None:
@@ -165,7 +165,11 @@ class MicroBatcher(Generic[Item, Result]):
         self, call: Callable[[list[Item]], list[Result]], batch: list[Item], tokens: int
     ) -> list[Result] | None:
         """Run a batch; returns None when it did not fit and a smaller one may."""
-        before = torch.cuda.memory_allocated(self._device) if self._cuda else 0
+        measured, before = self._cuda and tokens > self._budget.proved, 0
+        if measured:
+            # Or the peak may be that of another model, and this one's batches would stay small.
+            torch.cuda.reset_peak_memory_stats(self._device)
+            before = torch.cuda.memory_allocated(self._device)
         try:
             answers = call(batch)
         except RuntimeError as error:
@@ -180,7 +184,7 @@ class MicroBatcher(Generic[Item, Result]):
                 self._device,
             )
         else:
-            if self._cuda and tokens > self._budget.proved:
+            if measured:
                 peak = torch.cuda.max_memory_allocated(self._device)
                 self._budget.learn(tokens, peak - before)
             return answers
@@ -253,8 +257,8 @@ def memory_error(device: torch.device, error: Exception) -> ModelError:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # On the CPU torch has no error class of its own for it.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # Neither the CPU nor what CUDA's libraries and graphs allocate has an error class of its own.
+    return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in _FULL)
 
 
 def _free_bytes(device: torch.device) -> int:

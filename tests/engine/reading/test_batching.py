@@ -83,6 +83,47 @@ def test_a_torch_error_of_the_cpu_allocator_counts_as_out_of_memory() -> None:
         MicroBatcher[int, int](CPU).run([1, 2], [1, 1], call)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `create`"],
+)
+def test_a_library_that_finds_no_memory_halves_the_batch(text: str) -> None:
+    sizes: list[int] = []
+
+    def call(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        if len(items) > 2:
+            raise RuntimeError(text)
+        return items
+
+    assert MicroBatcher[int, int](CPU).run([1, 2, 3, 4], [1] * 4, call) == [1, 2, 3, 4]
+    assert sizes == [4, 2, 2]
+
+
+def test_the_peak_of_another_model_does_not_keep_batches_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peak = [60_000_000_000]  # of one that ran before
+    sizes: list[int] = []
+
+    def call(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        peak[0] = max(peak[0], len(items) * 1000 * 1000)  # a kilobyte per token
+        return items
+
+    figures = {
+        "memory_allocated": lambda device: 0,
+        "memory_reserved": lambda device: 0,
+        "mem_get_info": lambda device: (20_000_000_000, 80_000_000_000),
+        "max_memory_allocated": lambda device: peak[0],
+        "reset_peak_memory_stats": lambda device: peak.__setitem__(0, 0),
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, figure)
+    MicroBatcher[int, int](torch.device("cuda:0")).run(list(range(64)), [1000] * 64, call)
+    assert sizes == [4, 16, 44]
+
+
 def test_work_that_is_not_split_raises_our_error() -> None:
     with (
         pytest.raises(ModelError, match="Not enough memory on cpu for this batch: tried"),
