@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gymnasium.utils import EzPickle
 
 from procreward.checks import check_choice, check_int
+from procreward.envs._actions import checked_action
 from procreward.envs._mujoco_camera import CameraRig
 from procreward.envs.metaworld_progress import Progress, ProgressMeter, find_task
 from procreward.errors import MissingDependencyError
@@ -179,9 +180,12 @@ class MetaWorldEnv(gym.Env[Vector, npt.NDArray[np.float32]], EzPickle):
 
         Returns:
             Observation, reward, terminated, truncated (always False) and info.
+
+        Raises:
+            ConfigError: If the action has another shape or is not finite.
         """
-        clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-        self._observed, dense, _, _, verdict = self._simulator.step(clipped)
+        command = checked_action(action, 4)
+        self._observed, dense, _, _, verdict = self._simulator.step(command)
         success = bool(verdict["success"])
         info = {"success": success, "metaworld_reward": float(dense)}
         reward = float(dense) if self._dense else float(success)

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from procreward.checks import check_choice, check_int, check_names
+from procreward.envs._actions import checked_action
 from procreward.instruction import check_instruction
 from procreward.types import Frame
 
@@ -135,9 +136,12 @@ class ToyEnv(gym.Env[Any, Any]):
         Returns:
             Observation, reward (1.0 on the disc, else 0.0), terminated, truncated (always False)
             and info.
+
+        Raises:
+            ConfigError: If a box action has another shape or is not finite.
         """
-        move = _COMPASS[int(action)] if self._discrete else np.asarray(action, dtype=np.float64)
-        self._point = np.clip(self._point + _STEP * np.clip(move, -1.0, 1.0), -1.0, 1.0)
+        move = _COMPASS[int(action)] if self._discrete else checked_action(action, 2)
+        self._point = np.clip(self._point + _STEP * move, -1.0, 1.0)
         success = self._success()
         terminated = success and self._terminate_on_success
         return self._observation(), float(success), terminated, False, {"success": success}

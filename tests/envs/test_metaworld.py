@@ -354,3 +354,12 @@ def test_settings_that_cannot_be_right_are_refused(settings, message):
 def test_empty_instruction_is_refused():
     with pytest.raises(InstructionError, match="`instruction` must be a sentence"):
         MetaWorldEnv("window-open", instruction="")
+
+
+@pytest.mark.parametrize("action", [np.full(4, np.nan), np.full(4, np.inf), np.zeros(3), None])
+def test_what_is_no_action_is_refused(window, action):
+    # MuJoCo starts the scene over where it is given NaN, and the task may count as solved there.
+    window.reset(seed=0)
+    with pytest.raises(ConfigError, match=r"`action` must be \(4,\) finite numbers"):
+        window.step(action)
+    assert np.isfinite(window.step(np.zeros(4))[0]).all()

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procreward.envs.toy import ToyEnv
@@ -58,6 +58,7 @@ def test_terminate_on_success_ends_the_episode():
     assert terminated
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     moves=st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), max_size=40),
@@ -160,3 +161,12 @@ def test_settings_that_cannot_be_right_are_refused(settings, message):
 def test_empty_instruction_is_refused():
     with pytest.raises(InstructionError, match="`instruction` must be a sentence"):
         ToyEnv(instruction=" ")
+
+
+@pytest.mark.parametrize("action", [np.full(2, np.nan), np.zeros(3), 0.5, None])
+def test_what_is_no_action_is_refused(action):
+    env = ToyEnv()
+    before, _ = env.reset(seed=0)
+    with pytest.raises(ConfigError, match=r"`action` must be \(2,\) finite numbers"):
+        env.step(action)
+    assert np.array_equal(env.step(np.zeros(2))[0], before)
