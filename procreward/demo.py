@@ -228,7 +228,7 @@ def make_env(
         ) from error
     except gym.error.DependencyNotInstalled as error:
         raise MissingDependencyError(f"{env_id} needs more than is installed: {error}") from error
-    except gym.error.Error as error:
+    except (gym.error.Error, TypeError) as error:  # TypeError: an argument that it does not take
         raise UnsupportedEnvError(f"{env_id} cannot be made: {error}") from error
 
 

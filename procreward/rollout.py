@@ -129,7 +129,8 @@ def run_episode(
         The record and, if asked for, a picture of every step.
 
     Raises:
-        UnsupportedEnvError: If ``info`` lacks the wrapper's entry.
+        UnsupportedEnvError: If ``info`` lacks the wrapper's entry, or a reward of the environment
+            is not finite (records have no number for it).
         FrameError: If pictures are wanted and ``env.render()`` gives none.
     """
     log = _Log(env, record_frames)
@@ -181,6 +182,11 @@ def _trace(
             f"`env` must have a ProgressReward wrapper, got {env} whose info lacks {INFO_KEY!r}."
         )
     ours = info[INFO_KEY]
+    if not math.isfinite(ours["env_reward"]):
+        raise UnsupportedEnvError(
+            f"`env` must pay finite rewards, got {ours['env_reward']} at step {step} of {env}; "
+            "look at what its step() returns."
+        )
     answered = bool(ours["queried"] and ours["valid"])
     known = answered or bool(before and before[-1].progress is not None)
     outcome: Outcome = env.get_wrapper_attr("outcome")

@@ -139,6 +139,16 @@ def test_why_a_query_failed_is_kept_with_what_was_said() -> None:
     assert [entry.text for entry in trace] == said
 
 
+def test_a_reward_that_is_not_finite_is_the_environment_s_fault() -> None:
+    class Broken(Ladder):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, float("nan") if self.position == 2 else 1.0, *rest
+
+    with pytest.raises(UnsupportedEnvError, match="must pay finite rewards, got nan at step 2 of"):
+        roll([0.5], env=Broken())
+
+
 def test_no_reading_at_all_is_none_not_zero() -> None:
     record = roll([None]).record
     assert record.final_progress is None

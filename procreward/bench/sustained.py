@@ -64,6 +64,8 @@ class BenchConfig:
         for name in ("step_hz", "seconds"):
             value = getattr(self, name)
             check(is_number(value) and value > 0, name, "above 0", value)
+        if self.out is not None:
+            check(not self.out.is_dir(), "out", "a file", str(self.out))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,7 +111,14 @@ def test_the_summary_names_each_k_at_which_more_is_sustained() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"envs": ()}, {"envs": (0,)}, {"step_hz": 0.0}, {"seconds": -1.0}, {"every_k_steps": 0}],
+    [
+        {"envs": ()},
+        {"envs": (0,)},
+        {"step_hz": 0.0},
+        {"seconds": -1.0},
+        {"every_k_steps": 0},
+        {"out": Path()},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
