@@ -69,8 +69,9 @@ def cache_key(plan: StreamPlan, showing: Showing) -> tuple[str, dict[str, Any]]:
 
 
 def is_cache(folder: Path) -> bool:
-    """Say whether all that a folder holds is named as readings are, by :func:`cache_key`."""
-    return all(_KEY.fullmatch(child.name) for child in folder.iterdir())
+    """Say whether a folder holds readings, named by :func:`cache_key`, and nothing else."""
+    names = [child.name for child in folder.iterdir() if not child.name.startswith(".")]
+    return bool(names) and all(map(_KEY.fullmatch, names))
 
 
 def _digest(value: Any) -> str:

@@ -38,7 +38,10 @@ def test_a_folder_of_somebody_else_s_is_left_alone(overwrite: bool, tmp_path: Pa
     assert tree(tmp_path / "project") == before
 
 
-@pytest.mark.parametrize("names", [[], ["cache/"], [".lock", ".staged/"], ["cache/0123456789ab/"]])
+@pytest.mark.parametrize(
+    "names",
+    [[], ["cache/"], [".lock", ".staged/"], ["cache/0123456789ab/", "cache/.nfs0", "notes.txt"]],
+)
 def test_a_folder_of_a_run_that_was_killed_is_gone_on_with(
     names: list[str], tmp_path: Path
 ) -> None:
