@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -107,8 +108,15 @@ class ServedEngine:
             return []
         bodies = self._bodies(prompts, max_new_tokens)
         workers = min(self._settings.concurrency, len(bodies))
-        with ThreadPoolExecutor(workers, thread_name_prefix="procreward-served") as pool:
-            outcomes = list(pool.map(lambda body: self._ask(body, stop), bodies))
+        pool, given_up = ThreadPoolExecutor(workers, "procreward-served"), threading.Event()
+        try:
+            outcomes = list(pool.map(lambda body: self._ask(body, stop, given_up), bodies))
+        except BaseException:
+            # An interrupt: attempts under way end by themselves, and nobody waits for them.
+            given_up.set()
+            raise
+        finally:
+            pool.shutdown(wait=not given_up.is_set(), cancel_futures=True)
         failures = [outcome for outcome in outcomes if not isinstance(outcome, Generation)]
         if failures:
             message = f"{len(failures)} of {len(outcomes)} requests failed. {failures[0]}"
@@ -180,12 +188,14 @@ class ServedEngine:
             for prompt, group in zip(prompts, clips, strict=True)
         ]
 
-    def _ask(self, body: dict[str, Any], stop: Stop) -> Generation | NoAnswer:
+    def _ask(
+        self, body: dict[str, Any], stop: Stop, given_up: threading.Event
+    ) -> Generation | NoAnswer:
         from procreward.engine.remote.server_requests import NoAnswer
 
         words = [word for word in stop if isinstance(word, str)][:_MOST_STOPS]
         try:
-            answer = self._requester.ask(body, words)
+            answer = self._requester.ask(body, words, given_up)
         except NoAnswer as failure:
             return failure
         return _generation(answer.text, answer.finished, stop)

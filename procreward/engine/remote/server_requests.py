@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,9 @@ class Requester:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, body: dict[str, Any], stop: Sequence[str]) -> ServerAnswer:
+    def ask(
+        self, body: dict[str, Any], stop: Sequence[str], given_up: threading.Event
+    ) -> ServerAnswer:
         """Put one request, again if need be.
 
         Servers take the stop string off the answer. vLLM and SGLang say which one it was, and it is
@@ -108,6 +111,7 @@ class Requester:
         Args:
             body: Fields of the request.
             stop: Strings at which the server is to stop.
+            given_up: Set when nobody wants the answer any more: no further attempt is made then.
 
         Returns:
             The answer.
@@ -116,7 +120,7 @@ class Requester:
             NoAnswer: If there is none after all attempts.
         """
         if stop and self._says_what_stopped:
-            answer = self._answer({**body, "stop": list(stop)}, stop)
+            answer = self._answer({**body, "stop": list(stop)}, stop, given_up)
             if answer is not None:
                 return answer
             self._says_what_stopped = False
@@ -124,11 +128,13 @@ class Requester:
                 "%s does not say which stop string ended an answer; answers are cut here instead.",
                 self._settings.base_url,
             )
-        answer = self._answer(body, ())
+        answer = self._answer(body, (), given_up)
         assert answer is not None  # without stop strings nothing is open
         return answer
 
-    def _answer(self, body: dict[str, Any], stop: Sequence[str]) -> ServerAnswer | None:
+    def _answer(
+        self, body: dict[str, Any], stop: Sequence[str], given_up: threading.Event
+    ) -> ServerAnswer | None:
         fields = {**body, **self._settings.extra_body}
         fields = {name: value for name, value in fields.items() if value is not None}
         attempt = 0
@@ -141,7 +147,8 @@ class Requester:
                     raise
                 pause = backoff(self._settings, attempt, failure.retry_after)
                 logger.debug("%s Next attempt in %.1f s.", failure, pause)
-                time.sleep(pause)
+                if given_up.wait(pause):
+                    raise
 
     def _post(self, fields: dict[str, Any]) -> bytes:
         """Make one attempt; returns the body of the response."""

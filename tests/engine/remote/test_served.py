@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -425,3 +426,29 @@ def test_importing_it_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_an_interrupt_waits_for_no_answer_and_asks_no_more() -> None:
+    wait = threading.Event()
+    with serving(in_turn(Reply(status=500, wait=wait))) as server:
+        program = f"""
+from procreward.engine import Prompt
+from procreward.engine.remote.served import ServedEngine, ServerSettings
+settings = ServerSettings(base_url={server.url!r}, model="m", max_retries=3, concurrency=2)
+prompts = [Prompt(parts=(f"{{number}}?",)) for number in range(6)]
+try:
+    ServedEngine(settings).generate(prompts, max_new_tokens=4)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+        with subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert server.seen(2) == 2
+            process.send_signal(signal.SIGINT)
+            # While both requests are still under way.
+            assert process.stdout.readline() == "interrupted\n"
+            wait.set()
+            assert process.wait(60) == 0
+        assert len(server.requests) == 2
