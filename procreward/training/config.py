@@ -85,8 +85,9 @@ class TrainConfig:
         reward: The reward. Its ``gamma`` is the learner's discount too. With
             ``env_reward_weight: 0``, the default, the learner never sees the simulator's reward.
         learner: Keyword arguments of the algorithm of Stable-Baselines3, ``policy`` included.
-        normalise_obs: Whether observations are scaled by their running mean and variance. Rewards
-            never are: shaping would be lost.
+        normalise_obs: Whether observations are scaled by their running mean and variance; pictures
+            in dictionary observations are left as they are. Rewards never are: shaping would be
+            lost.
         checkpoint_every_steps: Environment steps from one checkpoint to the next; 0 for none but
             the last.
         eval: The evaluation episodes.

@@ -79,7 +79,12 @@ def build_venv(
     Raises:
         ProcrewardError: As :class:`~procreward.integrations.sb3.VecProgressReward` does.
     """
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+    from stable_baselines3.common.vec_env import (
+        DummyVecEnv,
+        SubprocVecEnv,
+        VecNormalize,
+        VecTransposeImage,
+    )
 
     from procreward.integrations.sb3 import make_progress_vec_env
 
@@ -97,17 +102,31 @@ def build_venv(
     )
     if not config.normalise_obs:
         return venv
+    space = venv.observation_space
+    names = _numbers(space)
     try:
+        if isinstance(space, gym.spaces.Dict) and len(names or ()) < len(space.spaces):
+            # The learner would put it above, and its replay buffer take what comes from below.
+            venv = VecTransposeImage(venv)
         if normalisation is not None:
             return VecNormalize.load(str(normalisation), venv)
         # A normalised reward would be no shaping any more.
-        return VecNormalize(venv, norm_reward=False, gamma=config.reward.gamma)
+        return VecNormalize(venv, norm_reward=False, norm_obs_keys=names, gamma=config.reward.gamma)
     except (AssertionError, ValueError) as error:
         venv.close()
         raise ConfigError(
             f"`normalise_obs` must be false for observations {venv.observation_space}, got true: "
             f"{error}."
         ) from error
+
+
+def _numbers(space: gym.Space[Any]) -> list[str] | None:
+    """What to normalise in dictionary observations: all but pictures, which go to convolutions."""
+    from stable_baselines3.common.preprocessing import is_image_space
+
+    if not isinstance(space, gym.spaces.Dict):
+        return None
+    return [name for name, part in space.spaces.items() if not is_image_space(part)]
 
 
 def find_reward(venv: VecEnv) -> VecProgressReward:
