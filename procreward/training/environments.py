@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from procreward.demo import make_env
-from procreward.errors import ConfigError, ProcrewardError
+from procreward.errors import ConfigError, UnsupportedEnvError
 from procreward.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ def make_eval_env(config: TrainConfig) -> gym.Env[Any, Any]:
     """
     try:
         return make_env(config.env, env_kwargs=config.env_kwargs)
-    except TypeError as error:
-        if isinstance(error, ProcrewardError):
+    except UnsupportedEnvError as error:
+        if not isinstance(error.__cause__, TypeError):
             raise
         raise ConfigError(
             f"`env_kwargs` must be what {config.env} can be made with, got "
-            f"{dict(config.env_kwargs)}: {error}."
+            f"{dict(config.env_kwargs)}: {error.__cause__}."
         ) from error
 
 
