@@ -13,6 +13,8 @@ Sources hold names and numbers only, never an environment, so they can be copied
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -34,6 +36,8 @@ __all__ = [
     "RenderSource",
     "resolve_sources",
 ]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CAMERA_SIZE = (128, 128)
 """Width and height in pixels of a camera frame when nothing else is asked for."""
@@ -65,9 +69,11 @@ class ObservationSource:
     Attributes:
         key: Key of a dictionary observation, with ``/`` between the keys of nested ones, or
             ``"obs"`` when the observation itself is the picture.
+        flip: Whether the picture is upside down there, as robosuite's are, and has to be turned.
     """
 
     key: str
+    flip: bool = False
 
     @property
     def view(self) -> str:
@@ -80,6 +86,11 @@ class ObservationSource:
         Raises:
             UnknownNameError: If the observation has no such key.
         """
+        found = self._found(obs)
+        # A batch of pictures has an axis before the rows.
+        return found[..., ::-1, :, :] if self.flip and np.ndim(found) >= 3 else found
+
+    def _found(self, obs: object) -> Frame:
         if not isinstance(obs, Mapping):
             if self.key == "obs":
                 return cast(Frame, obs)
@@ -136,8 +147,14 @@ class CameraSource:
         return self.name
 
     def frame(self, env: gym.Env[Any, Any], obs: object) -> Frame:
-        """Return a fresh rendering of the camera."""
+        """Return a fresh rendering of the camera.
+
+        Raises:
+            UnsupportedEnvError: If the environment has no such method.
+        """
         render_camera = env.get_wrapper_attr("render_camera")
+        if not callable(render_camera):
+            raise _no_camera_method(self.name, env, render_camera)
         return cast(Frame, render_camera(self.name, self.width, self.height))
 
 
@@ -151,15 +168,16 @@ def resolve_sources(
     Args:
         env: The environment that will be asked for frames.
         views: What to look at, in this order. ``"obs:KEY"`` is an entry of the observation
-            (``"obs:obs"`` or ``"obs"`` the observation itself), ``"camera:NAME"`` one of the
-            environment's cameras, ``"render"`` its ``render()``, and a bare name the entry of the
-            observation of that name or else the camera. None takes the environment's
-            ``default_views``, or else the observation if it is a picture, or else ``"render"``.
+            (``"obs:obs"`` or ``"obs"`` the observation itself), ``"flip:KEY"`` one that is upside
+            down there and is turned, ``"camera:NAME"`` one of the environment's cameras,
+            ``"render"`` its ``render()``, and a bare name the entry of the observation of that name
+            or else the camera. None takes the environment's ``default_views``, or else the
+            observation if it is a picture, or else ``"render"``.
         frame_size: Width and height in pixels at which cameras are rendered; 128 x 128 when None.
             Observations and ``render()`` come as they are.
 
     Returns:
-        Name of the view (without ``obs:`` or ``camera:``) to its source, in the order asked for.
+        Name of the view (without what is before the colon) to its source, in the order asked for.
 
     Raises:
         UnknownNameError: If there is no such key or camera; the message names those there are.
@@ -193,11 +211,23 @@ class _EnvViews:
         self.cameras = self._cameras()
 
     def _cameras(self) -> tuple[str, ...]:
-        if not self.env.has_wrapper_attr("render_camera"):
+        if not callable(self._camera_method()):
             return ()
         if not self.env.has_wrapper_attr("camera_names"):
             return ()
         return tuple(self.env.get_wrapper_attr("camera_names"))
+
+    def _camera_method(self) -> object:
+        """What the environment has under that name, which need not be a method, or None."""
+        import gymnasium as gym
+
+        if not self.env.has_wrapper_attr("render_camera"):
+            return None
+        env: object = self.env
+        if not isinstance(env, gym.Env):
+            # It stands in for one that is elsewhere: methods stay there, CameraSource looks.
+            return CameraSource.frame
+        return self.env.get_wrapper_attr("render_camera")
 
     def default_views(self) -> Sequence[str]:
         if self.env.has_wrapper_attr("default_views"):
@@ -213,8 +243,8 @@ class _EnvViews:
 
     def source(self, spec: str) -> FrameSource:
         kind, colon, name = spec.partition(":")
-        if colon and kind == "obs":
-            return self._observation(name)
+        if colon and kind in ("obs", "flip"):
+            return self._observation(name, flip=kind == "flip")
         if colon and kind == "camera":
             return self._camera(name)
         if spec == "render":
@@ -229,7 +259,7 @@ class _EnvViews:
         render = ["render"] if self.env.render_mode == "rgb_array" else []
         return list(dict.fromkeys([*self.pictures, *self.cameras, *render]))
 
-    def _observation(self, key: str) -> FrameSource:
+    def _observation(self, key: str, *, flip: bool = False) -> FrameSource:
         if key not in self.spaces:
             raise UnknownNameError("observation key", key, self.pictures)
         defect = _space_defect(self.spaces[key])
@@ -238,14 +268,27 @@ class _EnvViews:
                 f"`observation {key!r}` must be a (height, width, 3) uint8 RGB picture, got "
                 f"{defect}"
             )
-        return ObservationSource(key)
+        if not flip and self._is_upside_down(key):
+            logger.warning(
+                "The picture %r of robosuite's observations is upside down (its "
+                "macros.IMAGE_CONVENTION is 'opengl'), which no model will say; use the view "
+                '"flip:%s", unless a wrapper has turned it already.',
+                key,
+                key,
+            )
+        return ObservationSource(key, flip)
+
+    def _is_upside_down(self, key: str) -> bool:
+        """Whether an observation's picture is one that robosuite itself has put there."""
+        if not key.endswith("_image") or not self.env.has_wrapper_attr("use_camera_obs"):
+            return False
+        macros = sys.modules.get("robosuite.macros")
+        return getattr(macros, "IMAGE_CONVENTION", "opencv") == "opengl"
 
     def _camera(self, name: str) -> FrameSource:
-        if not self.env.has_wrapper_attr("render_camera"):
-            raise UnsupportedEnvError(
-                f"`camera:{name}` needs an environment with render_camera(name, width, height), "
-                f'got {self.env}; use "render" or an observation key.'
-            )
+        method = self._camera_method()
+        if not callable(method):
+            raise _no_camera_method(name, self.env, method)
         if name not in self.cameras:
             raise UnknownNameError("camera", name, self.cameras)
         return CameraSource(name, *self.camera_size)
@@ -261,6 +304,15 @@ class _EnvViews:
             f'view "render" needs render_mode="rgb_array", got {mode!r}{why}; pass it when making '
             "the environment."
         )
+
+
+def _no_camera_method(name: str, env: object, found: object) -> UnsupportedEnvError:
+    got = f"got {env}" if found is None else f"got {env}, whose `render_camera` is {found!r}"
+    return UnsupportedEnvError(
+        f"`camera:{name}` needs an environment with a method render_camera(name, width, height) "
+        f"that returns an upright (height, width, 3) uint8 picture, {got}; add it in a wrapper, or "
+        'use "render" or an observation key.'
+    )
 
 
 def _leaf_spaces(space: object, prefix: str = "") -> dict[str, object]:

@@ -27,7 +27,7 @@ from procreward.instruction import InstructionSource, check_instruction
 from procreward.session import Outcome, StreamPlan
 from procreward.types import Frame
 from procreward.views import plan_sources
-from procreward.wrapping import info_entry, merge_settings, split_options, step_reward
+from procreward.wrapping import info_entry, merge_settings, render_fps, split_options, step_reward
 
 __all__ = ["VectorProgressReward"]
 
@@ -181,7 +181,7 @@ class VectorProgressReward(BatchRewarded, _Wrapper):
         self._base_mode, self._mode = modes
         self.metadata = {**env.metadata, "autoreset_mode": self._mode}
         self._batch = StreamBatch(
-            plan, self.num_envs, fps=env.metadata.get("render_fps"), max_lag_steps=max_lag
+            plan, self.num_envs, fps=render_fps(env.metadata), max_lag_steps=max_lag
         )
         self._over = np.zeros(self.num_envs, bool)
         self._over_below = np.zeros(self.num_envs, bool)

@@ -26,7 +26,14 @@ from procreward.runner import DueQuery, QueryStats
 from procreward.session import EpisodeStream, Outcome, StreamPlan
 from procreward.types import Frame, Score
 from procreward.views import plan_sources
-from procreward.wrapping import INFO_KEY, info_entry, merge_settings, split_options, step_reward
+from procreward.wrapping import (
+    INFO_KEY,
+    info_entry,
+    merge_settings,
+    render_fps,
+    split_options,
+    step_reward,
+)
 
 __all__ = ["INFO_KEY", "ProgressReward"]
 
@@ -127,9 +134,10 @@ class ProgressReward(
             instruction: The task in words; ``"obs:KEY"``, ``"info:KEY"``, ``"attr:NAME"``; or
                 ``callable(env, obs, info)``, with which the environment's spec cannot be written
                 as JSON. None looks in the usual places. Read at every reset.
-            views: ``"obs:KEY"``, ``"camera:NAME"``, ``"render"`` or bare names, one or several;
-                None takes the environment's default views. A model that names its views in its
-                options is shown those instead.
+            views: ``"obs:KEY"`` (``"flip:KEY"`` if it is upside down there, as robosuite's are),
+                ``"camera:NAME"``, ``"render"`` or bare names, one or several; None takes the
+                environment's default views. A model that names its views in its options is shown
+                those instead.
             frame_size: ``(width, height)`` in pixels of rendered cameras; None for what each
                 model's preset says.
             every_k_steps: Environment steps between queries, at least 1.
@@ -178,7 +186,7 @@ class ProgressReward(
         self._instruction = InstructionSource(settings.instruction)
         self._instruction.check(env)
         self._sources = plan_sources(env, plan)
-        self._stream = EpisodeStream(plan, fps=env.metadata.get("render_fps"))
+        self._stream = EpisodeStream(plan, fps=render_fps(env.metadata))
         self._runner = plan.runner()
         self._outcome: Outcome | None = None
         self._last_score: Score | None = None

@@ -3,6 +3,7 @@
 * :data:`INFO_KEY` - our entry in ``info`` and in the ``options`` of a reset.
 * :func:`merge_settings`, :func:`split_options` - what a user gave, sorted out.
 * :func:`step_reward`, :func:`info_entry` - what a step pays and says.
+* :func:`render_fps` - how fast an environment runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "InfoEntry",
     "info_entry",
     "merge_settings",
+    "render_fps",
     "split_options",
     "step_reward",
 ]
@@ -72,6 +74,15 @@ def split_options(
         raise ConfigError(f"`options[{INFO_KEY!r}]` must be a mapping of settings, got {own!r}.")
     check_names("reset option", own, RESET_OPTIONS)
     return rest, own
+
+
+def render_fps(metadata: Mapping[str, Any] | None) -> float | None:
+    """Return an environment's steps per second, or None when it does not say.
+
+    Args:
+        metadata: The environment's ``metadata``, or None: robosuite's ``GymWrapper`` has none.
+    """
+    return (metadata or {}).get("render_fps")
 
 
 def step_reward(outcome: Outcome, env_reward: float, weight: float) -> float:

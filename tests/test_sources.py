@@ -149,6 +149,18 @@ def test_a_bare_name_is_an_observation_key_before_it_is_a_camera() -> None:
     }
 
 
+def test_a_picture_that_is_upside_down_is_turned() -> None:
+    env = PlainEnv(nested_space())
+    sources = resolve_sources(env, ["flip:pixels/top"])
+    assert sources == {"pixels/top": ObservationSource("pixels/top", flip=True)}
+    picture = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+    frame = sources["pixels/top"].frame(env, {"pixels": {"top": picture}})
+    assert frame[:, 0, 0].tolist() == [126, 108, 90, 72, 54, 36, 18, 0]
+    assert frame[0].tolist() == picture[7].tolist()
+    batch = sources["pixels/top"].frame(env, {"pixels": {"top": np.stack([picture, picture + 1])}})
+    assert batch[1, :, 0, 0].tolist() == [127, 109, 91, 73, 55, 37, 19, 1]
+
+
 def test_one_view_may_be_written_without_a_list() -> None:
     assert list(resolve_sources(PlainEnv(mixed_space()), "front_image")) == ["front_image"]
 
@@ -246,8 +258,28 @@ def test_render_needs_the_array_mode(mode: str | None, message: str) -> None:
 
 
 def test_camera_needs_an_environment_with_cameras() -> None:
-    with pytest.raises(UnsupportedEnvError, match=r"needs an environment with render_camera"):
+    with pytest.raises(
+        UnsupportedEnvError, match="needs an environment with a method render_camera"
+    ):
         resolve_sources(PlainEnv(STATE), ["camera:front"])
+
+
+class NamedCamerasEnv(PlainEnv):
+    """With cameras by name only, as robosuite's own environments have them."""
+
+    camera_names = ("agentview",)
+    render_camera = ("frontview",)
+
+
+def test_a_camera_that_no_method_draws_is_none() -> None:
+    env = gym.wrappers.TimeLimit(NamedCamerasEnv(gym.spaces.Dict({"picture": PICTURE})), 5)
+    with pytest.raises(UnsupportedEnvError, match=r"a method render_camera\(name, width, height\)"):
+        resolve_sources(env, ["camera:agentview"])
+    with pytest.raises(UnsupportedEnvError, match=r"name `views` \(known: picture\)"):
+        resolve_sources(env)
+    # Behind a vector environment it shows at the first frame only.
+    with pytest.raises(UnsupportedEnvError, match=r"whose `render_camera` is \('frontview',\)"):
+        CameraSource("agentview").frame(env, None)
 
 
 def test_no_view_by_default_names_what_could_be_shown() -> None:

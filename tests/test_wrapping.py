@@ -4,7 +4,7 @@ import pytest
 
 from procreward.config import RewardConfig
 from procreward.errors import ConfigError, UnknownNameError
-from procreward.wrapping import merge_settings, split_options
+from procreward.wrapping import merge_settings, render_fps, split_options
 
 
 def test_keywords_override_a_config() -> None:
@@ -24,3 +24,9 @@ def test_options_are_split_in_a_copy() -> None:
     assert split_options(None) == (None, {})
     with pytest.raises(UnknownNameError, match="reset option 'instructions'"):
         split_options({"procreward": {"instructions": "go"}})
+
+
+def test_an_environment_need_not_say_how_fast_it_runs() -> None:
+    assert render_fps({"render_fps": 20}) == 20
+    assert render_fps({}) is None
+    assert render_fps(None) is None

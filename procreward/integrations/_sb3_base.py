@@ -22,7 +22,7 @@ from procreward.errors import (
 )
 from procreward.sources import FrameSource, ObservationSource
 from procreward.types import Frame
-from procreward.wrapping import INFO_KEY
+from procreward.wrapping import INFO_KEY, render_fps
 
 try:
     from stable_baselines3.common.monitor import Monitor
@@ -213,8 +213,7 @@ class SubEnvs:
     @property
     def fps(self) -> float | None:
         """Steps per second, or None when unknown."""
-        found: dict[str, Any] = self.venv.get_attr("metadata", [0])[0]
-        return found.get("render_fps")
+        return render_fps(self.venv.get_attr("metadata", [0])[0])
 
     def __getitem__(self, index: int) -> gym.Env[Any, Any]:
         """Return a sub-environment, or what stands in for it; it can be asked for attributes."""
