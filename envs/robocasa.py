@@ -3,7 +3,7 @@
 RoboCasa's own environments never end, draw three cameras at every step, hand out the success
 reward again and again, mix text into observations and take a dictionary of actions.
 :class:`RoboCasaEnv` drives them, unmodified, without those defects. RoboCasa has to be installed by
-the recipe in the README.
+the recipe in docs/robocasa.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gymnasium.utils import EzPickle
 
 from procreward.checks import check, check_choice, check_int
+from procreward.envs._actions import checked_action
 from procreward.envs.robocasa_backend import (
     building_kitchen,
     check_split,
@@ -281,6 +282,7 @@ class RoboCasaEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
 
         Raises:
             UnknownNameError: If there is no such camera.
+            ConfigError: If the size is below one pixel.
             FrameError: If called on another thread than the episode's first frame.
             MissingDependencyError: If no OpenGL context can be made.
         """
@@ -310,13 +312,7 @@ def _horizon(task: str) -> int:
 
 def _action_parts(action: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
     """Cut a flat action into RoboCasa's parts."""
-    flat = np.asarray(action, dtype=np.float64)
-    if flat.shape != (12,) or not np.isfinite(flat).all():
-        raise ConfigError(
-            f"`action` must be (12,) finite numbers in [-1, 1], got {action!r}; sample "
-            "`action_space` for an example."
-        )
-    flat, parts, start = np.clip(flat, -1.0, 1.0), {}, 0
+    flat, parts, start = checked_action(action, 12), {}, 0
     for key, length in ACTION_PARTS:
         parts[key] = flat[start : start + length]
         start += length

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import EzPickle
 
+from procreward.checks import check_choice, check_int
+from procreward.envs._actions import checked_action
 from procreward.envs.robosuite_backend import SimRenderer, check_camera, load_robosuite
 from procreward.envs.robosuite_progress import Reading, get_task
-from procreward.errors import ConfigError, InstructionError
+from procreward.instruction import check_instruction
 
 __all__ = ["RobosuiteEnv"]
 
@@ -59,12 +61,13 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
             orientation and the action is ``(4,)``.
         instruction: The task in words; None takes the task's own sentence.
         terminate_on_success: End the episode in a successful state.
-        render_mode: Only "rgb_array".
+        render_mode: "rgb_array" or None.
 
     Raises:
         UnknownNameError: If the task or the camera does not exist.
-        ConfigError: If a size or the frequency is not a positive whole number.
-        InstructionError: If the instruction is empty.
+        ConfigError: If a size or the frequency is not a positive whole number, or the render mode
+            is another.
+        InstructionError: If the instruction is no sentence.
         MissingDependencyError: If robosuite or a library it needs is not installed.
     """
 
@@ -102,16 +105,13 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         )
         self.task = get_task(task)
         for name, value in (("width", width), ("height", height), ("control_freq", control_freq)):
-            if value < 1:
-                raise ConfigError(f"`{name}` must be at least 1, got {value}; pass a size in use.")
-        if render_mode not in (None, "rgb_array"):
-            raise ConfigError(
-                f"`render_mode` must be 'rgb_array' or None, got {render_mode!r}; frames are "
-                "arrays here, show them with a viewer of your choice."
-            )
+            check_int(name, value, least=1)
+        check_choice("render_mode", render_mode, ("rgb_array", None))
         self.render_mode = render_mode
         self.metadata = {**type(self).metadata, "render_fps": control_freq}
-        self.instruction = _instruction(instruction, self.task.instruction)
+        self.instruction = (
+            self.task.instruction if instruction is None else check_instruction(instruction)
+        )
         self.stage_names = self.task.stage_names
         self._size = (width, height)
         self._terminate_on_success = terminate_on_success
@@ -184,15 +184,10 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
         Raises:
             ConfigError: If the action has another shape or is not finite.
         """
-        command = np.asarray(action, dtype=np.float64)
-        if command.shape != self.action_space.shape or not np.isfinite(command).all():
-            raise ConfigError(
-                f"`action` must be {self.action_space.shape} finite numbers in [-1, 1], got "
-                f"{action!r}; sample `action_space` for an example."
-            )
+        command = checked_action(action, 7 if self._rotate else 4)
         if not self._rotate:
             command = np.insert(command, _ROTATIONS.start, np.zeros(3))
-        raw, _, _, _ = self._sim_env.step(np.clip(command, -1.0, 1.0))
+        raw, _, _, _ = self._sim_env.step(command)
         success = bool(self._sim_env._check_success())
         terminated = success and self._terminate_on_success
         return self._flatten(raw), float(success), terminated, False, {"success": success}
@@ -214,6 +209,7 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
 
         Raises:
             UnknownNameError: If there is no such camera.
+            ConfigError: If the size is below one pixel.
             FrameError: If called on another thread than the first frame.
             MissingDependencyError: If no OpenGL context can be made.
         """
@@ -264,11 +260,3 @@ class RobosuiteEnv(gym.Env[Observation, npt.NDArray[np.float32]], EzPickle):
     def close(self) -> None:
         """Free the OpenGL context; may be called any number of times."""
         self._renderer.close()
-
-
-def _instruction(given: str | None, default: str) -> str:
-    if given is None:
-        return default
-    if not given.strip():
-        raise InstructionError("`instruction` must say what to do, got an empty text; pass a task.")
-    return given

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from procreward.checks import check_int
 from procreward.envs._opengl import DrawingThread, close_at_exit, no_context, same_process
 from procreward.errors import FrameError, MissingDependencyError, UnknownNameError
 
@@ -169,6 +170,7 @@ class SimRenderer:
             Upright RGB, ``(height, width, 3) uint8``, contiguous.
 
         Raises:
+            ConfigError: If the size is below one pixel.
             FrameError: If called on another thread than the first frame (OpenGL would answer with
                 a black picture) or in a fork of a process that rendered (it would hang), or if
                 the picture is black all the same.
@@ -176,6 +178,8 @@ class SimRenderer:
         """
         import mujoco
 
+        check_int("width", width, least=1)
+        check_int("height", height, least=1)
         self._place.enter()
         if self._context is None:
             self._context = self._make_context()

@@ -269,11 +269,13 @@ def test_an_instruction_of_ones_own():
     [
         ({"task": "Lifft"}, UnknownNameError, r"Unknown robosuite task 'Lifft'.*'Lift'"),
         ({"camera": "agentvieu"}, UnknownNameError, r"Unknown camera 'agentvieu'.*'agentview'"),
-        ({"width": 0}, ConfigError, "`width` must be at least 1, got 0"),
-        ({"height": -3}, ConfigError, "`height` must be at least 1, got -3"),
-        ({"control_freq": 0}, ConfigError, "`control_freq` must be at least 1, got 0"),
-        ({"instruction": "  "}, InstructionError, "empty"),
-        ({"render_mode": "human"}, ConfigError, "`render_mode` must be 'rgb_array' or None"),
+        ({"width": 0}, ConfigError, "`width` must be an integer of at least 1, got 0"),
+        ({"width": 2.5}, ConfigError, "`width` must be an integer of at least 1, got 2.5"),
+        ({"height": -3}, ConfigError, "`height` must be an integer of at least 1, got -3"),
+        ({"control_freq": 0}, ConfigError, "`control_freq` must be an integer of at least 1"),
+        ({"instruction": "  "}, InstructionError, "`instruction` must be a sentence"),
+        ({"instruction": 5}, InstructionError, "`instruction` must be a sentence .* got 5"),
+        ({"render_mode": "human"}, ConfigError, "`render_mode` must be one of 'rgb_array', None"),
     ],
 )
 def test_bad_settings(settings, error, message):
@@ -285,6 +287,8 @@ def test_bad_camera_and_actions(lift):
     lift.reset(seed=0)
     with pytest.raises(UnknownNameError, match="Unknown camera 'topview'"):
         lift.render_camera("topview", 32, 32)
+    with pytest.raises(ConfigError, match="`width` must be an integer of at least 1, got 0"):
+        lift.render_camera("agentview", 0, 5)
     for action in (np.zeros(6), np.full(7, np.nan)):
         with pytest.raises(ConfigError, match=r"`action` must be \(7,\) finite"):
             lift.step(action)
