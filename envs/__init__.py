@@ -13,7 +13,7 @@ an episode by ``truncated`` at its horizon, puts ``success`` into ``info`` on re
 has, unwrapped, ``instruction``, ``camera_names``, ``default_views``, ``render_camera``,
 ``privileged_progress``, ``privileged_state`` and ``stage_names`` (RoboCasa's have not the last
 three). ``procreward/RoboCasa-v0`` takes any of RoboCasa's tasks as ``task=``; RoboCasa itself has
-to be installed by hand, see the README.
+to be installed by hand, see docs/robocasa.md.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 SPLITS = ("pretrain", "target", "all", None)
 ROBOSUITE_COMMIT = "aaa8b9b214ce8e77e82926d677b4d61d55e577ab"
 RECIPE = (
-    "In an environment of its own: "
-    "pip install torch numpy==2.2.5 mujoco==3.3.1 numba==0.61.2 scipy==1.15.3 "
-    '"gymnasium>=1.1,<2" opencv-python-headless lxml h5py termcolor pynput procreward; '
+    "In an environment of its own, from a checkout of procreward: "
+    "pip install numpy==2.2.5 mujoco==3.3.1 numba==0.61.2 scipy==1.15.3 opencv-python-headless "
+    'lxml h5py termcolor pynput ".[train]"; '
     "git clone https://github.com/ARISE-Initiative/robosuite; "
     f"git -C robosuite checkout {ROBOSUITE_COMMIT}; "
     "git clone https://github.com/robocasa/robocasa; "

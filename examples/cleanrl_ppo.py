@@ -3,7 +3,7 @@
 By default the embedded model `nano` watches Meta-World's drawer-close. The learner never sees the
 simulator's own reward; the true success is only counted, before training and after it:
 
-    pip install 'procreward[metaworld]'
+    pip install -c constraints.txt ".[metaworld]"
     python examples/cleanrl_ppo.py --steps 20000
 
 A process for every sub-environment, and queries that are answered while they step:

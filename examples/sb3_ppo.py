@@ -3,7 +3,7 @@
 By default the embedded model `nano` watches Meta-World's drawer-close, and the learner never sees
 the simulator's own reward:
 
-    pip install 'procreward[sb3,metaworld]'
+    pip install -c constraints.txt ".[sb3,metaworld]"
     python examples/sb3_ppo.py --steps 20000
 
 A run of seconds, without a simulator and with a reward model that answers a constant:

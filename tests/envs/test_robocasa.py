@@ -127,6 +127,15 @@ def test_the_recipe_pins_what_was_tested() -> None:
     assert "numpy==2.2.5" in robocasa_backend.RECIPE
 
 
+def test_the_recipe_is_that_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/robocasa.md").read_text()
+    lines = page.replace("\\\n", " ").splitlines()
+    said = {" ".join(line.split(" #")[0].split()) for line in lines}
+    commands = robocasa_backend.RECIPE.partition("procreward: ")[2].split("; ")
+    assert len(commands) == 7
+    assert set(commands) <= said
+
+
 def test_the_parts_of_observation_and_action() -> None:
     assert sum(length for _, length in STATE_PARTS) == 16
     assert [(key.removeprefix("action."), length) for key, length in ACTION_PARTS] == [
