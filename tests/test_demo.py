@@ -142,8 +142,8 @@ def test_the_horizon_is_the_environments_own_unless_given(tmp_path: Path) -> Non
 
 
 def test_an_argument_that_an_environment_does_not_take() -> None:
-    with pytest.raises(UnsupportedEnvError, match="unexpected keyword argument 'wdith'"):
-        make_env(TOY, env_kwargs={"wdith": 64})
+    with pytest.raises(UnsupportedEnvError, match="unexpected keyword argument 'breadth'"):
+        make_env(TOY, env_kwargs={"breadth": 64})
 
 
 def test_an_id_with_its_module_is_accepted() -> None:
