@@ -11,6 +11,7 @@
     procreward report RUN        one HTML file: videos, curves, answers of a relabelled set or demo
     procreward train --config C  train a policy on a model's reward; checkpoints, curves, a video
     procreward bench [SCORER]    how many environments this machine sustains
+    procreward --version         which version this is
 
 Errors that procreward raises on purpose are one line on stderr and exit status 2; a failed check is
 status 1, and so is a video about which no query was answered, a dataset of which episodes were
@@ -145,8 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: Always, with a status that this module's docstring explains.
     """
     debug = False
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _parse(argv)
+        if given == ["--version"]:
+            from procreward import __version__
+
+            print(f"procreward {__version__}", flush=True)
+            raise SystemExit(0)
+        arguments = _parse(given)
         debug = arguments.debug
         level = logging.DEBUG if debug else logging.WARNING
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
@@ -154,9 +161,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(end="", flush=True)
     except (ProcrewardError, OSError) as error:  # OSError: a full disk, a folder that is read-only
         if isinstance(error, BrokenPipeError) and _unread():
-            # Python flushes once more at its exit, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise SystemExit(141) from None
+        try:
+            print(end="", flush=True)
+        except OSError:
+            _drop_output()
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -166,12 +176,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _parse(argv: Sequence[str] | None) -> _Arguments:
+def _drop_output() -> None:
+    """Give up what could not be written: Python writes once more at its exit, and would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse(argv: Sequence[str]) -> _Arguments:
     return tyro.cli(
         _Arguments,
         prog="procreward",
-        description=_Arguments.__doc__,
-        args=None if argv is None else list(argv),
+        description=f"{_Arguments.__doc__} `procreward --version` says which version this is.",
+        args=argv,
         config=(
             tyro.conf.FlagCreatePairsOff,
             tyro.conf.CascadeSubcommandArgs,

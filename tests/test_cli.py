@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,26 @@ def test_score_fails_when_no_query_was_answered(
     captured = capsys.readouterr()
     assert '"parsed_progress": null' in captured.out
     assert "none of the 3 queries was answered" in captured.err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("--version") == 0
+    assert capsys.readouterr().out == f"procreward {version('procreward')}\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_the_disk_has_no_room_for(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "procreward", "verify", "scorer", "constant"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize(

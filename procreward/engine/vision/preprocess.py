@@ -167,9 +167,11 @@ def check_frames(frames: Frames, config: PreprocessConfig) -> None:
         )
     height, width = frames.shape[1:3]
     if config.frame_size is not None and (width, height) != tuple(config.frame_size):
+        wide, high = config.frame_size
         raise FrameError(
-            f"This model was trained on frames of {config.frame_size[0]}x{config.frame_size[1]} "
-            f"(width x height), got {width}x{height}. Render or resize the camera to that size."
+            f"This model was trained on frames of {wide}x{high} (width x height), got "
+            f"{width}x{height}. Set `frame_size` to it (`--frame-size {wide} {high}`) for a camera "
+            "or a video; resize other pictures yourself."
         )
     if config.crop is not None:
         top, left, high, wide = config.crop

@@ -105,7 +105,9 @@ def test_crop_takes_the_box_and_refuses_other_sizes() -> None:
     cut = preprocess_images(frames[:, 0:96, 16:112], PreprocessConfig(min_pixels=1024))
     assert torch.equal(preprocess_images(frames, config).pixel_values, cut.pixel_values)
     assert config.image_grid(128, 128) == (1, 6, 6)
-    with pytest.raises(FrameError, match=r"trained on frames of 128x128 .* got 96x128"):
+    with pytest.raises(
+        FrameError, match=r"trained on frames of 128x128 .* got 96x128\. .*`--frame-size 128 128`"
+    ):
         preprocess_images(noise(2, 128, 96), config)
     with pytest.raises(FrameError, match="must lie inside"):
         preprocess_images(noise(1, 64, 64), PreprocessConfig(crop=(0, 0, 96, 96)))
