@@ -68,7 +68,7 @@ class DemoConfig:
     seed: int = 0
     """Seed of the first episode of each policy; the following ones count up from it."""
     out: Path = Path("runs/demo")
-    """Folder of the videos, the figure and the records."""
+    """Folder of the videos, the figure and the records; those of an earlier demo are removed."""
     fps: float = 10.0
     """Frames per second of the videos."""
 
@@ -302,6 +302,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> tuple[Path, ...]
     for note in setup.notes:
         say(f"note: {note}")
     try:
+        _remove_earlier(config.out)
         records, videos = _run_all(config, setup)
     finally:
         setup.env.close()
@@ -313,6 +314,17 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> tuple[Path, ...]
     say(format_table(records))
     say("\nwritten:\n" + "\n".join(f"  {path}" for path in files))
     return tuple(files)
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier demo, finished or not, has written: a folder shows one run."""
+    from procreward.envs.experts import KINDS
+
+    for path in folder.iterdir():
+        kind, _, number = path.stem.rpartition("-")
+        video = path.suffix == ".mp4" and kind in KINDS and number.isdecimal()
+        if video or path.name in ("episodes.jsonl", "progress.png"):
+            path.unlink()
 
 
 def _run_all(config: DemoConfig, setup: DemoSetup) -> tuple[list[EpisodeRecord], list[Path]]:

@@ -57,6 +57,16 @@ def test_the_same_settings_give_the_same_episodes(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_an_earlier_demo_in_the_folder_is_replaced(tmp_path: Path) -> None:
+    run_demo(toy(tmp_path, policy=("random",)), lambda _: None)
+    for name in ("expert-0.mp4", "mine-0.mp4", "expert.mp4", "report.html"):
+        (tmp_path / name).touch()
+    run_demo(toy(tmp_path, policy=("random",), episodes=1), lambda _: None)
+    written = ["episodes.jsonl", "progress.png", "random-0.mp4"]
+    others = ["expert.mp4", "mine-0.mp4", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*written, *others])
+
+
 def test_scripted_policies_fall_back_to_random_where_there_is_no_expert(tmp_path: Path) -> None:
     said: list[str] = []
     run_demo(toy(tmp_path, policy=ALL, episodes=1), said.append)
