@@ -89,6 +89,7 @@ def tables(records: Sequence[Record], every_k_steps: Mapping[str, int]) -> str:
         ("Final success by reward", _by_reward(groups, tasks, every_k_steps)),
         ("Final success by steps between queries", _by_k(groups, tasks)),
         ("What the model read in training, beside the truth", _readings(groups)),
+        ("nano-delta's readings by true progress", _bins(groups, every_k_steps)),
         ("Blocking beside deferred", _latencies(records)),
     ]
     return "\n\n".join(f"{title}\n\n{text}" for title, text in parts if text)
@@ -164,6 +165,27 @@ def _readings(groups: Mapping[tuple[str, str, int], Sequence[Record]]) -> str:
         )
     head = ["task", "reward", "k", "queries", "failed", "bias", "MAE", "Spearman"]
     return table([*head, "> 20 too high", ">= 85 without success"], body) if body else ""
+
+
+def _bins(
+    groups: Mapping[tuple[str, str, int], Sequence[Record]], every_k_steps: Mapping[str, int]
+) -> str:
+    """Return where on the way the model reads too much: all seeds' queries together."""
+    body = []
+    for task, k in every_k_steps.items():
+        found: dict[float, list[Mapping[str, Any]]] = defaultdict(list)
+        for record in groups.get((task, "nano-delta", k), ()):
+            for one in record.get("reading", {}).get("bins", ()):
+                found[one["truth_from"]].append(one)
+        for start, ones in sorted(found.items()):
+            weights = [one["n"] for one in ones]
+            bias, high = (
+                float(np.average([one[key] for one in ones], weights=weights))
+                for key in ("bias", "false_high")
+            )
+            body.append([task, f"{start:.2f}", sum(weights), f"{100 * bias:+.1f}", f"{high:.3f}"])
+    head = ["task", "truth from", "queries", "bias", "> 20 too high"]
+    return table(head, body) if body else ""
 
 
 def _latencies(records: Sequence[Record]) -> str:

@@ -75,7 +75,7 @@ def plan() -> list[Run]:
         for k in (16, 4, 1)
         for seed in range(3)
     ]
-    for seed in range(3):
+    for seed in range(2):
         out += runs(("lift",), ("nano-delta", "truth-delta", "sparse"), (seed,))
     out += [replace(next(runs(("drawer-close",), ("nano-delta",), (0,))), latency="deferred")]
     return list(dict.fromkeys(out))
