@@ -413,3 +413,11 @@ def test_observation_key_as_view() -> None:
     greys = [query.frames["image"][0, 0, 0, 0] for query in scorer.queries]
     assert greys == [1, 2, 3, 4]
     assert inner.renders == []
+
+
+def test_an_environment_without_metadata() -> None:
+    scorer = Recorder()
+    inner = CounterEnv(3)
+    inner.metadata = None  # type: ignore[assignment]  # as robosuite's GymWrapper has it
+    play(ProgressReward(inner, scorer=scorer, every_k_steps=1))
+    assert [query.fps for query in scorer.queries] == [None] * 4

@@ -156,7 +156,10 @@ def test_record_video_above(tmp_path: Path) -> None:
 
 def test_record_video_below(tmp_path: Path) -> None:
     recording = RecordVideo(
-        gym.make(TOY), str(tmp_path / "videos"), episode_trigger=lambda _: True, disable_logger=True
+        gym.make(TOY, actions="discrete"),
+        str(tmp_path / "videos"),
+        episode_trigger=lambda _: True,
+        disable_logger=True,
     )
     env = ProgressReward(recording, scorer="constant", every_k_steps=2)
     assert len(play(env, 3)) == 4
