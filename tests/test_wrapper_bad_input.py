@@ -106,7 +106,7 @@ def test_step_needs_a_reset() -> None:
         ({"views": [3]}, ConfigError, "`views` must be a string, a sequence of strings or None"),
         ({"views": ["obs:imge"]}, UnknownNameError, "observation key 'imge'. Did you mean 'image'"),
         ({"views": "obs:count"}, FrameError, r"must be a \(height, width, 3\) uint8 RGB picture"),
-        ({"views": "camera:front"}, UnsupportedEnvError, "needs an environment with a method render_camera"),
+        ({"views": "camera:front"}, UnsupportedEnvError, "with a method render_camera"),
         ({"instruction": "attr:nothing"}, UnknownNameError, "environment attribute 'nothing'"),
         ({"release_threshold": 0.99}, ConfigError, r"`release_threshold` must be in"),
     ],
