@@ -431,7 +431,10 @@ def test_importing_it_is_light() -> None:
 def test_an_interrupt_waits_for_no_answer_and_asks_no_more() -> None:
     wait = threading.Event()
     with serving(in_turn(Reply(status=500, wait=wait))) as server:
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
         program = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from procreward.engine import Prompt
 from procreward.engine.remote.served import ServedEngine, ServerSettings
 settings = ServerSettings(base_url={server.url!r}, model="m", max_retries=3, concurrency=2)
@@ -447,8 +450,12 @@ except KeyboardInterrupt:
             assert process.stdout is not None
             assert server.seen(2) == 2
             process.send_signal(signal.SIGINT)
+            # Lest a failure is waited for.
+            watchdog = threading.Timer(60, process.kill)
+            watchdog.start()
             # While both requests are still under way.
             assert process.stdout.readline() == "interrupted\n"
             wait.set()
             assert process.wait(60) == 0
+            watchdog.cancel()
         assert len(server.requests) == 2
