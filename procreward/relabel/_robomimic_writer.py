@@ -36,7 +36,8 @@ class RobomimicWriter:
 
     ``data`` gets an attribute ``procreward``, JSON. Names of demos, actions, states, pictures,
     filter keys, ``num_samples`` and ``total`` stay. Where labels are given for some demos only, the
-    others are left out, and with them their names in filter keys and their share of ``total``.
+    others are left out, and with them their names in filter keys and their share of ``total``
+    and of LIBERO's ``num_demos``.
 
     Args:
         options: ``dones``: ``"keep"`` (the default), or ``"complete"`` to set ``dones`` after each
@@ -183,6 +184,8 @@ def _leave_out(file: Any, names: list[str]) -> None:
         replace_array(file["mask"], key, kept, dtype=listed.dtype)
     if "total" in data.attrs:
         data.attrs.modify("total", sum(len(data[name]["actions"]) for name in data))
+    if "num_demos" in data.attrs:  # LIBERO's
+        data.attrs.modify("num_demos", len(data))
 
 
 def _check(ok: bool, path: Path, rule: str) -> None:

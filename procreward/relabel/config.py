@@ -66,7 +66,8 @@ class RelabelConfig:
     instruction: str | None = None
     """The task in words, of all episodes; without it, what the dataset says."""
     views: tuple[str, ...] = ()
-    """Cameras that the models are shown, or the ends of their names; without it, the first one."""
+    """Cameras that the models are shown, or the ends of their names; without it, the first one.
+    flip:NAME turns pictures that are upside down in the dataset."""
     frame_size: tuple[int, int] | None = None
     """Width and height in pixels that frames are resized to; without it, what suits the scorer."""
     fps: float | None = None

@@ -58,7 +58,8 @@ class Source(Protocol):
     Opening one reads its metadata only; what is inconsistent in it raises
     :class:`~procreward.errors.DatasetError` there, before any picture is decoded. A source that
     sees by then that pictures of an episode cannot be read has a method ``check(episode, views)``,
-    which raises that.
+    which raises that. One that is told that its pictures are upside down has an attribute
+    ``upside_down``, which is true.
 
     Attributes:
         format: Name of the format, such as ``"lerobot-v3.0"``, ``"robomimic"``, ``"minari"``,
@@ -90,7 +91,7 @@ class Source(Protocol):
             views: Which cameras, of :attr:`views`.
 
         Yields:
-            View name to upright RGB picture, ``(height, width, 3) uint8``.
+            View name to RGB picture, ``(height, width, 3) uint8``, as it is in the dataset.
 
         Raises:
             DatasetError: If pictures are missing or damaged; it names the episode and the file.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from procreward.relabel.config import RelabelConfig, parse_options, select
 from procreward.relabel.episodes import Episode, Source, Writer
 from procreward.relabel.formats import VIDEO_SUFFIXES, open_source, open_writer
 from procreward.relabel.scoring import EpisodeJob, GroupJob
-from procreward.relabel.showing import Showing
+from procreward.relabel.showing import FLIP, Showing
 
 __all__ = ["RELABEL_JSON", "STAGING", "RelabelPlan", "check_out", "prepare"]
 
@@ -33,6 +34,8 @@ RELABEL_JSON = "relabel.json"
 
 STAGING = ".staged"
 """The folder in which files are made before they appear."""
+
+logger = logging.getLogger(__name__)
 
 _CACHE = "cache"
 
@@ -176,7 +179,8 @@ def prepare(config: RelabelConfig) -> RelabelPlan:
         DatasetError: If the dataset is none, is inconsistent, or has no place for rewards.
         UnknownNameError: If there is no such format, scorer or view.
         InstructionError: If an episode has no instruction; it is named.
-        ConfigError: If the folder holds something else, or labels of other settings.
+        ConfigError: If the folder holds something else, or labels of other settings, or a view is
+            named twice.
         MissingDependencyError: If a package for the format is not installed.
     """
     need(ARROW)
@@ -228,6 +232,14 @@ def _episodes(config: RelabelConfig, source: Source) -> tuple[Episode, ...]:
 def _check_pictures(plan: RelabelPlan) -> None:
     """Say what is known to be broken now and not after hours."""
     source, shown = plan.source, plan.showing.views
+    as_stored = [one.view for one in plan.showing.shown if not one.view.startswith(FLIP)]
+    if as_stored and getattr(source, "upside_down", False):
+        logger.warning(
+            "The pictures of %r are upside down (its macros_image_convention is 'opengl'), which "
+            "no model will say; use the view %r (--views), unless they have been turned already.",
+            str(source.root),
+            FLIP + as_stored[0],
+        )
     look = getattr(source, "check", None)
     for episode in plan.episodes:
         if plan.config.on_error == "stop":

@@ -43,8 +43,8 @@ class RobomimicSource:
     """A robomimic file, such as robosuite's, MimicGen's or RoboCasa's demos.
 
     The views are the cameras: keys of ``obs`` that hold ``(n, height, width, 3) uint8``, without
-    the ``_image`` at their end. A file without any is drawn from its ``states`` by robosuite; then
-    the views are the cameras of the recorded model.
+    the ``_image`` at their end (LIBERO's keep their ``_rgb``). A file without any is drawn from its
+    ``states`` by robosuite; then the views are the cameras of the recorded model.
 
     A demo counts as terminated if its last reward is at least 1, which robosuite pays in a
     successful state; or if its last ``dones`` is set, as long as that of another demo is not (files
@@ -57,6 +57,7 @@ class RobomimicSource:
         episodes: The demos by the number in their name, which is their index.
         masks: robomimic's filter keys: name to names of demos.
         background: Whether pictures may be read on any thread; those that OpenGL draws may not.
+        upside_down: Whether the file says that its pictures are, as LIBERO's do.
     """
 
     format = "robomimic"
@@ -80,15 +81,19 @@ class RobomimicSource:
             described = described or {
                 "env_kwargs": _json_attribute(data.attrs, "env_info", self.root)
             }
+            task = _task(data, described, self.root)
             names = self._demo_names(data)
             demos = [self._demo(data[name], name) for name in names]
             self._keys = _cameras_of(self._common_pictures(demos))
             ends = _successful_ends(data, names)
             self.masks = self._read_masks(file, names)
             self.background = bool(self._keys)
+            convention = _text(data.attrs.get("macros_image_convention", ""))
+            self.upside_down = self.background and convention == "opengl"
             self.views = tuple(self._keys) or self._cameras(data, demos, described)
             self.episodes = tuple(
-                self._episode(data[demo.name], demo, described, ends[demo.name]) for demo in demos
+                self._episode(data[demo.name], demo, described, task, ends[demo.name])
+                for demo in demos
             )
         self._size = _drawn_size(described)
         stat = self.root.stat()
@@ -108,7 +113,7 @@ class RobomimicSource:
             views: Which, of :attr:`views`.
 
         Yields:
-            View to upright RGB picture, ``(height, width, 3) uint8``.
+            View to RGB picture, ``(height, width, 3) uint8``, as it is in the file.
 
         Raises:
             UnknownNameError: If there is no such view.
@@ -229,18 +234,17 @@ class RobomimicSource:
         return tuple(dict.fromkeys([*(camera for camera in declared if camera in known), *known]))
 
     def _episode(
-        self, group: Any, demo: _Demo, described: Mapping[str, Any], success: bool
+        self, group: Any, demo: _Demo, described: Mapping[str, Any], task: str, success: bool
     ) -> Episode:
         more = demo.has_next if demo.pictures else demo.states > demo.length
-        kwargs = _env_kwargs(described)
         own = _json_attribute(group.attrs, "ep_meta", self.root)
-        rate: Any = kwargs.get("control_freq")
+        rate: Any = _env_kwargs(described).get("control_freq")
         return Episode(
             index=int(demo.name.removeprefix("demo_")),
             name=demo.name,
             length=demo.length,
             frames=demo.length + more,
-            instruction=next(filter(None, map(instruction_in, (own, described, kwargs))), ""),
+            instruction=instruction_in(own) or task,
             terminated=success,
             fps=float(rate) if is_number(rate) and rate > 0 else None,
         )
@@ -293,6 +297,13 @@ def _json_attribute(attributes: Any, name: str, path: Path) -> dict[str, Any]:
 def _env_kwargs(described: Mapping[str, Any]) -> Mapping[str, Any]:
     kwargs = described.get("env_kwargs")
     return kwargs if isinstance(kwargs, Mapping) else {}
+
+
+def _task(data: Any, described: Mapping[str, Any], path: Path) -> str:
+    """The task in words that all demos share, else the empty text."""
+    # LIBERO's, in the quotes of its task files where they have some.
+    problem = instruction_in(_json_attribute(data.attrs, "problem_info", path)).strip('"')
+    return instruction_in(described) or instruction_in(_env_kwargs(described)) or problem
 
 
 def _successful_ends(data: Any, names: Sequence[str]) -> dict[str, bool]:

@@ -174,10 +174,11 @@ def relabel(
 def _described(plan: RelabelPlan, needed: int) -> str:
     queries = plan.queries_left()
     done = len(plan.groups) - len(plan.unfinished)
+    shown = dict.fromkeys(one.view for one in plan.showing.shown)
     lines = [
         f"{plan.source.root}: {plan.source.format}, {len(plan.episodes)} of "
         f"{len(plan.source.episodes)} episodes, {plan.frames} frames",
-        f"views: {', '.join(plan.showing.views)} (of {', '.join(plan.source.views)})",
+        f"views: {', '.join(shown)} (of {', '.join(plan.source.views)})",
         f"scorer: {plan.stream.scorer.preset.name}"
         + ("" if plan.stream.judge is None else f", judge: {plan.stream.judge.preset.name}"),
         f"groups: {len(plan.groups)}, {done} of them done",

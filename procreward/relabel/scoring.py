@@ -69,7 +69,7 @@ class GroupJob:
         source: Path of the dataset.
         format: Name of its format.
         config: The settings; those that decide what is asked.
-        views: The dataset's views that are shown, empty for its first one.
+        views: The dataset's views that are shown, as ``--views`` has them; empty for its first one.
         fps: Frames per second where the dataset does not say, or None.
         batch_queries: Queries of a call, about.
         skip_broken: Whether an episode that cannot be read is skipped, or stops the job.

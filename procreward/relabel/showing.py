@@ -2,7 +2,8 @@
 
 A model that names its views in its options is shown those, whatever the dataset calls them
 (``"robot0_agentview_left"`` may be ``"observation.images.robot0_agentview_left"`` there); any other
-is shown the views that the settings choose.
+is shown the views that the settings choose. ``"flip:front"`` is a view that is upside down in the
+dataset and is turned, as ``views`` of an environment has it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from procreward.errors import UnknownNameError
+import numpy as np
+
+from procreward.errors import ConfigError, UnknownNameError
 from procreward.plan import StreamPlan
 from procreward.registry import ScorerHandle
 from procreward.relabel.ahead import resize
 from procreward.types import Frame
 from procreward.views import named_views
 
-__all__ = ["Showing", "find_view"]
+__all__ = ["FLIP", "Showing", "find_view", "stored_views", "upright"]
+
+FLIP = "flip:"
+"""What is before the name of a view that is upside down in the dataset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +32,7 @@ class Shown:
 
     Attributes:
         name: The view's name as :func:`procreward.views.shown_to` takes it.
-        view: The dataset's name of it.
+        view: The dataset's name of it, behind :data:`FLIP` if it is turned.
         size: ``(width, height)`` in pixels that it is resized to, or None.
     """
 
@@ -48,7 +54,7 @@ class Showing:
     @property
     def views(self) -> tuple[str, ...]:
         """The dataset's views that have to be decoded."""
-        return tuple(dict.fromkeys(one.view for one in self.shown))
+        return stored_views(one.view for one in self.shown)
 
     @classmethod
     def of(cls, plan: StreamPlan, there: Sequence[str], chosen: Sequence[str]) -> Showing:
@@ -57,13 +63,17 @@ class Showing:
         Args:
             plan: The settings; nothing is built.
             there: The dataset's views.
-            chosen: Views of the settings, by their names in the dataset or ends of those; empty
-                for the dataset's first.
+            chosen: Views of the settings, as :func:`find_view` takes them; empty for the dataset's
+                first. One that is turned is turned for a model that names it as well.
 
         Raises:
             UnknownNameError: If there is no such view.
+            ConfigError: If a view is chosen twice.
         """
         views = tuple(find_view(name, there) for name in chosen) or tuple(there[:1])
+        for number, view in enumerate(stored := [one.removeprefix(FLIP) for one in views]):
+            if view in stored[:number]:
+                raise ConfigError(f"`views` must name each view once, got {view!r} twice.")
         scorer = _of(plan.scorer, plan.frame_size, there, views)
         if plan.judge is None:
             return cls(shown=scorer)
@@ -85,7 +95,7 @@ class Showing:
         """
         try:
             for item in pictures:
-                yield {one.name: resize(item[one.view], one.size) for one in self.shown}
+                yield {one.name: resize(upright(item, one.view), one.size) for one in self.shown}
         finally:
             close = getattr(pictures, "close", None)
             if callable(close):
@@ -99,8 +109,10 @@ def _of(
     chosen: Sequence[str],
 ) -> tuple[Shown, ...]:
     names = named_views(handle)
-    pairs = [(name, find_view(name, there)) for name in names] or [(view, view) for view in chosen]
-    return tuple(Shown(name=name, view=view, size=size) for name, view in pairs)
+    as_chosen = {view.removeprefix(FLIP): view for view in chosen}
+    found = {name: find_view(name, there) for name in names}
+    pairs = {name: as_chosen.get(view, view) for name, view in found.items()} or as_chosen
+    return tuple(Shown(name=name, view=view, size=size) for name, view in pairs.items())
 
 
 def _apart(role: str, shown: Iterable[Shown], both: Sequence[Shown]) -> tuple[Shown, ...]:
@@ -115,8 +127,11 @@ def find_view(name: str, there: Sequence[str]) -> str:
     """Find a view by its name or the end of it.
 
     Args:
-        name: Such as ``"front"``.
+        name: Such as ``"front"``, or ``"flip:front"`` if it is upside down there.
         there: Such as ``("observation.images.front",)``.
+
+    Returns:
+        The dataset's name of it, behind :data:`FLIP` if that was given.
 
     Raises:
         UnknownNameError: If none or several fit.
@@ -124,10 +139,30 @@ def find_view(name: str, there: Sequence[str]) -> str:
     Example:
         >>> find_view("front", ["observation.images.front", "observation.images.wrist"])
         'observation.images.front'
+        >>> find_view("flip:front", ["observation.images.front", "observation.images.wrist"])
+        'flip:observation.images.front'
     """
+    before = FLIP if name.startswith(FLIP) else ""
+    name = name.removeprefix(FLIP)
     if name in there:
-        return name
+        return before + name
     fits = [view for view in there if view.endswith((f".{name}", f"_{name}", f"/{name}"))]
     if len(fits) != 1:
         raise UnknownNameError("view", name, there)
-    return fits[0]
+    return before + fits[0]
+
+
+def stored_views(views: Iterable[str]) -> tuple[str, ...]:
+    """Return the dataset's names of views that :func:`find_view` found, each once."""
+    return tuple(dict.fromkeys(view.removeprefix(FLIP) for view in views))
+
+
+def upright(pictures: Mapping[str, Frame], view: str) -> Frame:
+    """Take the picture of a view, turned if its name says so.
+
+    Args:
+        pictures: The dataset's view to picture, ``(height, width, 3) uint8``.
+        view: As :func:`find_view` returns it.
+    """
+    picture = pictures[view.removeprefix(FLIP)]
+    return np.ascontiguousarray(picture[::-1]) if view.startswith(FLIP) else picture

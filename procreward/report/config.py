@@ -28,7 +28,8 @@ class ReportConfig:
     source: Path | None = None
     """The relabelled dataset; without it, where it was when it was relabelled."""
     views: tuple[str, ...] = ()
-    """Cameras to show side by side, or ends of their names; without it, what the models saw."""
+    """Cameras to show side by side, or ends of their names (flip:NAME turns one that is upside
+    down); without it, what the models saw."""
     episodes: str | None = None
     """Show only these, by their number in the dataset or place in the run, such as 0,3,5-9."""
     limit: int | None = None

@@ -17,7 +17,7 @@ import numpy as np
 from procreward.errors import ConfigError, DatasetError, FrameError, UnknownNameError
 from procreward.relabel.episodes import Source
 from procreward.relabel.formats import open_source
-from procreward.relabel.showing import find_view
+from procreward.relabel.showing import find_view, stored_views, upright
 from procreward.report.overlay import camera_picture_box
 from procreward.report.runs import Entry, Run
 from procreward.types import Frame
@@ -64,7 +64,8 @@ class DatasetPictures:
 
     Args:
         source: The dataset.
-        views: Which of its cameras, side by side.
+        views: Which of its cameras, side by side; as
+            :func:`~procreward.relabel.showing.find_view` returns them.
         fps: Pictures per second; None for what the dataset says.
     """
 
@@ -101,8 +102,8 @@ class DatasetPictures:
     def frames(self, entry: Entry) -> Iterator[Frame]:
         """Yield the pictures; see :class:`Pictures`."""
         episode = self._episodes[entry.number]
-        for pictures in self._source.frames(episode, self.views):
-            yield _side_by_side([pictures[view] for view in self.views])
+        for pictures in self._source.frames(episode, stored_views(self.views)):
+            yield _side_by_side([upright(pictures, view) for view in self.views])
 
 
 def _side_by_side(pictures: Sequence[Frame]) -> Frame:
@@ -241,7 +242,7 @@ def _views(run: Run, there: Sequence[str], wanted: Sequence[str]) -> tuple[str, 
     if wanted:
         return tuple(find_view(name, there) for name in wanted)
     shown = [str(one["view"]) for one in run.account.get("settings", {}).get("shown", [])]
-    missing = next((view for view in shown if view not in there), None)
+    missing = next((view for view in stored_views(shown) if view not in there), None)
     if missing is not None:
         raise UnknownNameError("view", missing, there)
     return tuple(dict.fromkeys(shown)) or tuple(there[:1])
