@@ -92,9 +92,13 @@ def _sources(
         return resolve_sources(env, views, size)
     # A view may stand in `views` under another name than its own: "obs:KEY".
     given = {} if views is None else resolve_sources(env, views, size)
-    missing = [name for name in names if name not in given]
-    found = given | (resolve_sources(env, missing, size) if missing else {})
-    return {name: found[name] for name in names}
+    return {name: given[name] if name in given else _source(env, name, size) for name in names}
+
+
+def _source(env: gym.Env[Any, Any], name: str, size: tuple[int, int] | None) -> FrameSource:
+    # The model looks for its frames under the name that it gives, "flip:" and the like included.
+    (source,) = resolve_sources(env, [name], size).values()
+    return source
 
 
 def shown_to(role: Role, frames: Mapping[str, Frame]) -> dict[str, Frame]:

@@ -176,3 +176,11 @@ def test_a_change_that_only_the_judge_sees_counts_as_one() -> None:
         queried.append(wrapped.step(0)[4]["procreward"]["queried"])
     assert queried == [False, True, False]
     assert len(seen_by(judge)) == 2
+
+
+@pytest.mark.parametrize("name", ["obs:front", "flip:front", f"camera:{LEFT}"])
+def test_a_model_finds_its_view_under_the_name_that_it_gives_it(name: str) -> None:
+    scorer = watcher(f"prefixed {name}", view=name)
+    wrapped = ProgressReward(Kitchen(), scorer=scorer, every_k_steps=4, frame_size=(8, 8))
+    wrapped.reset(seed=0)
+    assert seen_by(scorer) == [{name: (8, 8, 3)}]
