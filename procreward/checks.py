@@ -4,19 +4,23 @@
 * :func:`check_int`, :func:`check_unit`, :func:`check_choice`, :func:`check_frame_size` - the rules
   that come up again.
 * :func:`check_names` - keys that must be known.
+* :func:`check_folder` - where results go.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 from procreward.errors import ConfigError, UnknownNameError
 
 __all__ = [
     "check",
     "check_choice",
+    "check_folder",
     "check_frame_size",
     "check_int",
     "check_names",
@@ -131,3 +135,23 @@ def check_names(kind: str, names: Iterable[object], known: Iterable[str]) -> Non
     for name in names:
         if name not in known:
             raise UnknownNameError(kind, str(name), known)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder of results, and see that files can be written into it.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ConfigError: If they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"`out` must be a folder that can be written to, got {str(folder)!r}: {error}."
+        ) from error

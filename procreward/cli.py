@@ -266,7 +266,7 @@ def _verify(what: VerifyEnv | VerifyScorer) -> int:
 
 
 def _verify_env(what: VerifyEnv) -> int:
-    from procreward.demo import make_env
+    from procreward.environments import make_env
     from procreward.testing import Suite, check_wrapper
     from procreward.wrapper import ProgressReward
 

@@ -7,15 +7,15 @@ Checks come first (:func:`prepare`), so that what is missing is said before any 
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
-from procreward.checks import check, check_int, check_names
+from procreward.checks import check, check_folder, check_int, check_names
+from procreward.environments import find_horizon, make_env
 from procreward.errors import (
     ConfigError,
     MissingDependencyError,
@@ -33,9 +33,6 @@ from procreward.wrapper import ProgressReward
 
 __all__ = [
     "DemoConfig",
-    "check_folder",
-    "find_horizon",
-    "make_env",
     "make_policy",
     "prepare",
     "run_demo",
@@ -153,17 +150,6 @@ def prepare(config: DemoConfig) -> DemoSetup:
     return DemoSetup(env=wrapped, policies=policies, horizon=horizon, figures=figures, notes=notes)
 
 
-def find_horizon(env: gym.Env[Any, Any]) -> int | None:
-    """Return the steps after which an episode is cut off, or None if that is not known.
-
-    Args:
-        env: Its TimeLimit is asked, and the environment itself where it has a ``horizon``.
-    """
-    limit = None if env.spec is None else env.spec.max_episode_steps
-    own = env.get_wrapper_attr("horizon") if env.has_wrapper_attr("horizon") else None
-    return min((steps for steps in (limit, own) if steps is not None), default=None)
-
-
 def _check_start(env: gym.Env[Any, Any], config: DemoConfig) -> None:
     obs, info = env.reset(seed=config.seed)
     InstructionSource(config.instruction).read(env, obs, info)
@@ -175,61 +161,6 @@ def _check_start(env: gym.Env[Any, Any], config: DemoConfig) -> None:
         raise UnsupportedEnvError(
             f"{config.env} gives no pictures in mode 'rgb_array'; choose an environment that does."
         )
-
-
-def check_folder(folder: Path) -> None:
-    """Make a folder of results, and see that files can be written into it.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        ConfigError: If they cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"`out` must be a folder that can be written to, got {str(folder)!r}: {error}."
-        ) from error
-
-
-def make_env(
-    env_id: str, *, max_steps: int | None = None, env_kwargs: Mapping[str, Any] | None = None
-) -> gym.Env[Any, Any]:
-    """Make a registered environment that renders to arrays.
-
-    Args:
-        env_id: A Gymnasium id; those of :mod:`procreward.envs` need no module prefix.
-        max_steps: Time limit in steps, or None for the registered one.
-        env_kwargs: Further arguments of ``gym.make``; they override the two above.
-
-    Raises:
-        UnknownNameError: If there is no such id.
-        MissingDependencyError: If the environment's package is not installed.
-        UnsupportedEnvError: If the environment cannot be made.
-    """
-    import procreward.envs  # noqa: F401  registers
-
-    kwargs = {"render_mode": "rgb_array", "max_episode_steps": max_steps, **(env_kwargs or {})}
-    try:
-        return gym.make(env_id, **kwargs)
-    except (gym.error.NameNotFound, gym.error.NamespaceNotFound) as error:
-        known = [name for name in gym.registry if name.startswith("procreward/")]
-        raise UnknownNameError("environment", env_id, known) from error
-    except ImportError as error:
-        if isinstance(error, MissingDependencyError):
-            raise
-        raise MissingDependencyError(
-            f"{env_id} needs a package that is not installed ({error}); install it first."
-        ) from error
-    except gym.error.DependencyNotInstalled as error:
-        raise MissingDependencyError(f"{env_id} needs more than is installed: {error}") from error
-    except (gym.error.Error, TypeError) as error:  # TypeError: an argument that it does not take
-        raise UnsupportedEnvError(f"{env_id} cannot be made: {error}") from error
 
 
 def choose_policies(env_id: str, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from procreward.demo import DemoConfig, choose_policies, make_env, make_policy, prepare, run_demo
+from procreward.demo import DemoConfig, choose_policies, make_policy, prepare, run_demo
 from procreward.errors import (
     ConfigError,
     InstructionError,
@@ -149,18 +149,6 @@ def test_the_horizon_is_the_environments_own_unless_given(tmp_path: Path) -> Non
         setup = prepare(toy(tmp_path, max_steps=max_steps))
         setup.env.close()
         assert setup.horizon == horizon
-
-
-def test_an_argument_that_an_environment_does_not_take() -> None:
-    with pytest.raises(UnsupportedEnvError, match="unexpected keyword argument 'breadth'"):
-        make_env(TOY, env_kwargs={"breadth": 64})
-
-
-def test_an_id_with_its_module_is_accepted() -> None:
-    env = make_env(f"procreward.envs:{TOY}")
-    env.close()
-    assert env.spec is not None
-    assert env.spec.id == TOY
 
 
 @pytest.mark.sim

@@ -91,16 +91,17 @@ class RobosuiteExpert:
         if size > self._cap:
             move *= self._cap / size
         move = move + self._rng.normal(0.0, 1.0, 3) * self._noise
-        turn = rotation if env.action_space.shape == (7,) else self._no_turn(rotation)
-        return np.clip(np.concatenate([move, turn, [grip]]), -1.0, 1.0).astype(np.float32)
+        if env.action_space.shape == (4,):
+            self._check_still(rotation)
+            rotation = rotation[:0]
+        return np.clip(np.concatenate([move, rotation, [grip]]), -1.0, 1.0).astype(np.float32)
 
-    def _no_turn(self, rotation: Vector) -> Vector:
+    def _check_still(self, rotation: Vector) -> None:
         if rotation.any():
             raise ConfigError(
                 f"The script {self._kind!r} turns the hand, and the environment was made with "
                 "`rotate=False`; make it with `rotate=True`."
             )
-        return rotation[:0]
 
     @property
     def now(self) -> Reading:

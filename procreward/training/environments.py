@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from procreward.demo import make_env
-from procreward.errors import ConfigError, UnsupportedEnvError
+from procreward.environments import make_env
+from procreward.errors import ConfigError
 from procreward.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -38,15 +38,7 @@ def make_eval_env(config: TrainConfig) -> gym.Env[Any, Any]:
         MissingDependencyError: If its package is not installed.
         UnsupportedEnvError: If it cannot be made.
     """
-    try:
-        return make_env(config.env, env_kwargs=config.env_kwargs)
-    except UnsupportedEnvError as error:
-        if not isinstance(error.__cause__, TypeError):
-            raise
-        raise ConfigError(
-            f"`env_kwargs` must be what {config.env} can be made with, got "
-            f"{dict(config.env_kwargs)}: {error.__cause__}."
-        ) from error
+    return make_env(config.env, env_kwargs=config.env_kwargs)
 
 
 @dataclass(frozen=True, slots=True)

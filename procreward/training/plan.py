@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from procreward.checks import check
-from procreward.demo import check_folder, find_horizon
+from procreward.checks import check, check_folder
+from procreward.environments import find_horizon
 from procreward.errors import ConfigError
 from procreward.instruction import InstructionSource
 from procreward.registry import get_scorer, resolve

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from procreward.demo import make_env
+from procreward.environments import make_env
 from procreward.envs.experts import make_expert
 
 __all__ = ["SampleEpisode", "draw_episodes", "record_episodes"]
