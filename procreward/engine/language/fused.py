@@ -312,9 +312,8 @@ class FusedDecoder(Decoder):
         half = self._head_dim // 2
         like = self._norm
         steps = torch.arange(count, device=like.device).expand(3, 1, -1)
-        probe = torch.eye(3, dtype=torch.int64, device=like.device)[
-            :, :, None
-        ]  # one axis at a time moves
+        # One axis at a time moves.
+        probe = torch.eye(3, dtype=torch.int64, device=like.device)[:, :, None]
         axis = self._rotary(like, probe)[1][:, 0, :half].abs() > 0
         cos, sin = (factor[0, :, :half] for factor in self._rotary(like, steps))
         table = torch.stack((cos, sin), dim=-1) * axis[:, None, :, None]
