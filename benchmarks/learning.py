@@ -67,7 +67,8 @@ def plan() -> list[Run]:
         *runs(MAIN_TASKS, ("nano-delta", "truth-delta"), (0,)),
         *runs(MAIN_TASKS, ("truth-delta", "sparse", "dense", "clock"), range(5)),
         *runs(MAIN_TASKS, ("nano-delta",), range(5)),
-        *runs(MAIN_TASKS, ("nano-pbrs", "nano-raw"), range(3)),
+        *runs(MAIN_TASKS, ("nano-raw",), range(5)),
+        *runs(MAIN_TASKS, ("nano-pbrs",), range(3)),
     ]
     out += [
         Run(task="drawer-close", reward=reward, every_k_steps=k, seed=seed)
